@@ -1,0 +1,336 @@
+// SPDX-License-Identifier: BSD-3-Clause
+
+package envelope
+
+import (
+	"errors"
+	"fmt"
+	"unicode/utf8"
+)
+
+// Bounds of the members, in bytes or elements. They keep a prompt readable and
+// what the phone must remember small; the frame's bound holds on top of them.
+const (
+	MaxName         = 63   // device and phone names, as a DNS label
+	MaxText         = 1024 // every other text
+	MaxPath         = 4096 // PATH_MAX
+	MaxKeys         = 256  // identities of one phone
+	MaxBlob         = 16 << 10
+	MaxData         = 128 << 10 // what may be signed, before base64
+	MaxBinds        = 16        // as OpenSSH's ssh-agent has it
+	MaxSessionID    = 128       // as OpenSSH's ssh-agent has it
+	MaxProcesses    = 32
+	MaxHostNames    = 16
+	MaxCapabilities = 32
+)
+
+// Hello is the first message of both ends; the phone speaks first.
+type Hello struct {
+	Name         string   `json:"name"`
+	Software     string   `json:"software"`
+	Capabilities []string `json:"capabilities"`
+	Clock        Time     `json:"clock"`
+}
+
+// KeyListRequest asks for the identities that the phone offers to this device.
+type KeyListRequest struct{}
+
+// KeyListResponse is their public halves.
+type KeyListResponse struct {
+	Keys []PublicKey `json:"keys"`
+	// CAKey is the public key of the phone's certificate authority, an SSH key
+	// blob, or empty when the phone has none.
+	CAKey []byte `json:"caKey"`
+}
+
+// ProviderKind says where a private key is kept.
+type ProviderKind string
+
+// The kinds of provider.
+const (
+	SecureEnclave ProviderKind = "secureEnclave"
+	HardwareToken ProviderKind = "hardwareToken"
+	Unknown       ProviderKind = "unknown"
+)
+
+// PublicKey is one identity, the RemoteSignerPublicKey of vmux's documentation.
+type PublicKey struct {
+	Algorithm     string       `json:"algorithm"`     // SSH name: ecdsa-sha2-nistp256, ssh-ed25519
+	PublicKeyBlob []byte       `json:"publicKeyBlob"` // RFC 4253 section 6.6
+	Comment       string       `json:"comment"`
+	ProviderKind  ProviderKind `json:"providerKind"`
+	DisplayName   string       `json:"displayName"`
+}
+
+// SignRequest asks for a signature over Data by the key with the given blob.
+type SignRequest struct {
+	PublicKeyBlob []byte  `json:"publicKeyBlob"`
+	Data          []byte  `json:"data"`
+	Flags         uint32  `json:"flags"` // as in SSH_AGENTC_SIGN_REQUEST
+	CreatedAt     Time    `json:"createdAt"`
+	Context       Context `json:"context"`
+}
+
+// Context is what the device says about a request. The phone takes none of it
+// on trust: the binds carry their own proof, the rest is shown as claimed.
+type Context struct {
+	Device           string       `json:"device"`
+	Operation        string       `json:"operation"`
+	Destination      *Destination `json:"destination,omitzero"`
+	Processes        []Process    `json:"processes,omitzero"` // the client first
+	WorkingDirectory string       `json:"workingDirectory,omitzero"`
+	Reason           string       `json:"reason,omitzero"`
+}
+
+// Destination is where a login goes, as the device saw it.
+type Destination struct {
+	HostNames []string `json:"hostNames,omitzero"` // from known_hosts
+	// Binds are the session-bind@openssh.com statements of the connection in
+	// their order, one a hop; the last one is the destination's.
+	Binds     []Bind `json:"binds,omitzero"`
+	Forwarded bool   `json:"forwarded,omitzero"`
+}
+
+// Bind is one session-bind@openssh.com statement (PROTOCOL.agent).
+type Bind struct {
+	HostKey    []byte `json:"hostKey"`
+	SessionID  []byte `json:"sessionId"`
+	Signature  []byte `json:"signature"` // the host's, over SessionID
+	Forwarding bool   `json:"forwarding"`
+}
+
+// Process is one process of the chain that leads to the agent's client.
+type Process struct {
+	PID        int    `json:"pid"`
+	Executable string `json:"executable"`
+}
+
+// SignResponse carries a signature in SSH's form (RFC 4253 section 6.6).
+type SignResponse struct {
+	Signature []byte `json:"signature"`
+}
+
+// Pending says that the request of its id has arrived and waits for a person.
+type Pending struct{}
+
+// Cancel withdraws the request of its id.
+type Cancel struct{}
+
+// PairRequest opens a pairing: the device's name and its commitment.
+type PairRequest struct {
+	Name       string `json:"name"`
+	Commitment []byte `json:"commitment"`
+	// URL says that both ends hold the secret of a one-time URL, so that no
+	// person compares numbers.
+	URL bool `json:"url"`
+}
+
+// PairResponse is the phone's half of the exchange.
+type PairResponse struct {
+	Name  string `json:"name"`
+	Nonce []byte `json:"nonce"`
+}
+
+// PairConfirm carries the device's nonce, which opens its commitment, or an
+// end's proof that it agrees. Exactly one is set.
+type PairConfirm struct {
+	Nonce []byte `json:"nonce,omitzero"`
+	Done  []byte `json:"done,omitzero"`
+}
+
+// Ping asks for a Pong of the same id.
+type Ping struct{}
+
+// Pong answers a Ping.
+type Pong struct{}
+
+// Code classifies an Error for programs.
+type Code string
+
+// The codes.
+const (
+	CodeDenied      Code = "denied"      // the owner said no, or the phone's own policy did
+	CodeExpired     Code = "expired"     // too old, from the future, or not answered in time
+	CodeLocked      Code = "locked"      // the phone takes no approvals now
+	CodeUnknownKey  Code = "unknownKey"  // no such identity, or it is disabled
+	CodeNotPaired   Code = "notPaired"   // this device is not, or no window is open
+	CodeTooMany     Code = "tooMany"     // too many prompts wait
+	CodeBadRequest  Code = "badRequest"  // the request breaks the protocol
+	CodeUnsupported Code = "unsupported" // the phone's software does not have this
+	CodeInternal    Code = "internal"    // the phone's software failed
+)
+
+// Error answers a request that failed. It is a Go error too.
+type Error struct {
+	Code    Code   `json:"code"`
+	Message string `json:"message"`
+}
+
+// Errorf makes an Error; the message is cut to what the link carries.
+func Errorf(code Code, format string, a ...any) *Error {
+	m := fmt.Sprintf(format, a...)
+	for len(m) > MaxText || !utf8.ValidString(m) {
+		m = string([]rune(m)[:min(len([]rune(m)), MaxText/utf8.UTFMax)])
+	}
+	return &Error{Code: code, Message: m}
+}
+
+func (e *Error) Error() string {
+	if e.Message == "" {
+		return string(e.Code)
+	}
+	return fmt.Sprintf("%s: %s", e.Code, e.Message)
+}
+
+func (*Hello) Type() Type           { return TypeHello }           // Type implements Payload.
+func (*KeyListRequest) Type() Type  { return TypeKeyListRequest }  // Type implements Payload.
+func (*KeyListResponse) Type() Type { return TypeKeyListResponse } // Type implements Payload.
+func (*SignRequest) Type() Type     { return TypeSignRequest }     // Type implements Payload.
+func (*SignResponse) Type() Type    { return TypeSignResponse }    // Type implements Payload.
+func (*Pending) Type() Type         { return TypePending }         // Type implements Payload.
+func (*Cancel) Type() Type          { return TypeCancel }          // Type implements Payload.
+func (*PairRequest) Type() Type     { return TypePairRequest }     // Type implements Payload.
+func (*PairResponse) Type() Type    { return TypePairResponse }    // Type implements Payload.
+func (*PairConfirm) Type() Type     { return TypePairConfirm }     // Type implements Payload.
+func (*Ping) Type() Type            { return TypePing }            // Type implements Payload.
+func (*Pong) Type() Type            { return TypePong }            // Type implements Payload.
+func (*Error) Type() Type           { return TypeError }           // Type implements Payload.
+
+// NonceSize is the size of a pairing nonce, commitment or proof in bytes.
+const NonceSize = 32
+
+func text(member, s string, most int) error {
+	if len(s) > most {
+		return fmt.Errorf("%s has %d bytes, more than %d", member, len(s), most)
+	}
+	return nil
+}
+
+func name(s string) error {
+	if s == "" {
+		return errors.New("name is empty")
+	}
+	return text("name", s, MaxName)
+}
+
+func blob(member string, b []byte, most int) error {
+	switch {
+	case len(b) == 0:
+		return fmt.Errorf("%s is empty", member)
+	case len(b) > most:
+		return fmt.Errorf("%s has %d bytes, more than %d", member, len(b), most)
+	}
+	return nil
+}
+
+func exactly(member string, b []byte) error {
+	if len(b) != NonceSize {
+		return fmt.Errorf("%s has %d bytes, not %d", member, len(b), NonceSize)
+	}
+	return nil
+}
+
+func count(member string, n, most int) error {
+	if n > most {
+		return fmt.Errorf("%d %s, more than %d", n, member, most)
+	}
+	return nil
+}
+
+func stamp(member string, t Time) error {
+	if t.IsZero() {
+		return fmt.Errorf("%s is missing", member)
+	}
+	return nil
+}
+
+func (h *Hello) validate() error {
+	errs := []error{name(h.Name), text("software", h.Software, MaxText), stamp("clock", h.Clock),
+		count("capabilities", len(h.Capabilities), MaxCapabilities)}
+	for _, c := range h.Capabilities {
+		errs = append(errs, text("capability", c, MaxName))
+	}
+	return errors.Join(errs...)
+}
+
+func (*KeyListRequest) validate() error { return nil }
+
+func (r *KeyListResponse) validate() error {
+	errs := []error{count("keys", len(r.Keys), MaxKeys)}
+	for i := range r.Keys {
+		errs = append(errs, r.Keys[i].validate())
+	}
+	if len(r.CAKey) > 0 {
+		errs = append(errs, blob("caKey", r.CAKey, MaxBlob))
+	}
+	return errors.Join(errs...)
+}
+
+func (k *PublicKey) validate() error {
+	errs := []error{blob("publicKeyBlob", k.PublicKeyBlob, MaxBlob), text("algorithm", k.Algorithm, MaxName),
+		text("comment", k.Comment, MaxText), text("displayName", k.DisplayName, MaxText)}
+	switch k.ProviderKind {
+	case SecureEnclave, HardwareToken, Unknown:
+	default:
+		errs = append(errs, fmt.Errorf("providerKind %q is not known", clip(string(k.ProviderKind))))
+	}
+	return errors.Join(errs...)
+}
+
+func (r *SignRequest) validate() error {
+	return errors.Join(blob("publicKeyBlob", r.PublicKeyBlob, MaxBlob), blob("data", r.Data, MaxData),
+		stamp("createdAt", r.CreatedAt), r.Context.validate())
+}
+
+func (c *Context) validate() error {
+	errs := []error{text("device", c.Device, MaxName), text("operation", c.Operation, MaxText),
+		text("workingDirectory", c.WorkingDirectory, MaxPath), text("reason", c.Reason, MaxText),
+		count("processes", len(c.Processes), MaxProcesses)}
+	for _, p := range c.Processes {
+		errs = append(errs, text("executable", p.Executable, MaxPath))
+	}
+	if d := c.Destination; d != nil {
+		errs = append(errs, count("host names", len(d.HostNames), MaxHostNames), count("binds", len(d.Binds), MaxBinds))
+		for _, h := range d.HostNames {
+			errs = append(errs, text("host name", h, MaxText))
+		}
+		for _, b := range d.Binds {
+			errs = append(errs, blob("hostKey", b.HostKey, MaxBlob), blob("sessionId", b.SessionID, MaxSessionID),
+				blob("signature", b.Signature, MaxBlob))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (r *SignResponse) validate() error { return blob("signature", r.Signature, MaxBlob) }
+
+func (*Pending) validate() error { return nil }
+
+func (*Cancel) validate() error { return nil }
+
+func (r *PairRequest) validate() error {
+	return errors.Join(name(r.Name), exactly("commitment", r.Commitment))
+}
+
+func (r *PairResponse) validate() error { return errors.Join(name(r.Name), exactly("nonce", r.Nonce)) }
+
+func (r *PairConfirm) validate() error {
+	switch {
+	case (len(r.Nonce) > 0) == (len(r.Done) > 0):
+		return errors.New("exactly one of nonce and done must be set")
+	case len(r.Nonce) > 0:
+		return exactly("nonce", r.Nonce)
+	}
+	return exactly("done", r.Done)
+}
+
+func (*Ping) validate() error { return nil }
+
+func (*Pong) validate() error { return nil }
+
+func (e *Error) validate() error {
+	if e.Code == "" {
+		return errors.New("code is missing")
+	}
+	return errors.Join(text("code", string(e.Code), MaxName), text("message", e.Message, MaxText))
+}
