@@ -135,8 +135,7 @@ func Device(ctx context.Context, c *transport.Conn, me transport.Pin, o DeviceOp
 
 // PhoneOptions is what the phone brings to a pairing.
 type PhoneOptions struct {
-	Name     string
-	Software string
+	Name string
 	// Secret and Expect are those of a one-time URL; nil Secret pairs by digits.
 	Secret []byte
 	Expect transport.Pin
