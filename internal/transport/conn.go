@@ -162,6 +162,11 @@ func (c *Conn) Send(e envelope.Envelope) error {
 	if err != nil {
 		return fmt.Errorf("%w: %w", errEncode, err)
 	}
+	return c.SendFrame(b)
+}
+
+// SendFrame writes one envelope that is encoded already.
+func (c *Conn) SendFrame(b []byte) error {
 	c.wmu.Lock()
 	defer c.wmu.Unlock()
 	if err := c.tls.SetWriteDeadline(time.Now().Add(writeTimeout)); err != nil {
