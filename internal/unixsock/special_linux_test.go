@@ -1,0 +1,252 @@
+// SPDX-License-Identifier: BSD-3-Clause
+
+package unixsock
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+const nobody = 65534
+
+// childSpecial has the commands that need a process of their own.
+func childSpecial(verb, arg string) string {
+	switch verb {
+	case "birth": // mode of the file right after bind, before anything mends it
+		fd, err := newSocket()
+		if err != nil {
+			return err.Error()
+		}
+		if err := unix.Fchmod(fd, uint32(socketMode)); err != nil {
+			return err.Error()
+		}
+		if err := unix.Bind(fd, &unix.SockaddrUnix{Name: arg}); err != nil {
+			return err.Error()
+		}
+		fi, err := os.Lstat(arg)
+		if err != nil {
+			return err.Error()
+		}
+		return fmt.Sprintf("%#o", fi.Mode().Perm())
+	case "starve":
+		return starve(arg)
+	case "activated":
+		return activate(arg)
+	default:
+		return "what?"
+	}
+}
+
+func TestSocketIsBornPrivate(t *testing.T) {
+	t.Parallel()
+	c := startChild(t, nil)
+	c.want("ok", "umask 0")
+	c.want("0600", "birth %s", filepath.Join(shortDir(t), "s"))
+}
+
+// starve serves at path, uses up all descriptors, connects, waits for the complaint, frees them, and answers
+// what then happens to the connection.
+func starve(path string) string {
+	said := make(messages, 10)
+	l, err := Config{Log: slog.New(said)}.Listen(path)
+	if err != nil {
+		return err.Error()
+	}
+	defer l.Close()
+	client, err := newSocket() // while there are descriptors
+	if err != nil {
+		return err.Error()
+	}
+	defer unix.Close(client)
+	limit := unix.Rlimit{Cur: 64, Max: 64}
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		return err.Error()
+	}
+	var used []int
+	for {
+		fd, err := unix.Dup(0)
+		if errors.Is(err, unix.EMFILE) {
+			break
+		}
+		if err != nil {
+			return err.Error()
+		}
+		used = append(used, fd)
+	}
+	if err := unix.Connect(client, &unix.SockaddrUnix{Name: path}); err != nil {
+		return "connect: " + err.Error()
+	}
+	first := <-said
+	for _, fd := range used {
+		_ = unix.Close(fd)
+	}
+	c, err := l.Accept()
+	if err != nil {
+		return "accept: " + err.Error()
+	}
+	_ = c.Close()
+	return first + "; " + <-said
+}
+
+func TestLackOfDescriptorsPasses(t *testing.T) {
+	t.Parallel()
+	startChild(t, nil).want("cannot accept connections, trying on; accepting connections again",
+		"starve %s", filepath.Join(shortDir(t), "s"))
+}
+
+func asNobody(cmd *exec.Cmd) {
+	// The binary is where nobody may not look; its own link leads to it all the same.
+	cmd.Path = "/proc/self/exe"
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}}
+	cmd.Dir = "/"
+}
+
+func TestThreat_T10_OtherUser(t *testing.T) {
+	t.Parallel()
+	if os.Getuid() != 0 {
+		t.Skip("only root can play another user")
+	}
+	dir := shortDir(t)
+	if err := os.Chmod(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(dir, "s")
+	l := listen(t, quiet, path)
+	c := startChild(t, asNobody)
+	c.want("permission denied", "connect %s", path)
+	if err := os.Chmod(path, 0o666); err != nil {
+		t.Fatal(err)
+	}
+	c.want("ok", "connect %s", path)
+	p, err := PeerOf(accepted(t, l))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.Close()
+	if p.UID != nobody || p.PID != c.cmd.Process.Pid || !p.Alive() {
+		t.Errorf("got %+v", p)
+	}
+	if err := Allowed(p); !errors.Is(err, ErrPeerUID) {
+		t.Errorf("got %v", err)
+	}
+	// Nor can nobody take the lock and keep us out.
+	c.want("permission denied", "listen %s", path)
+}
+
+// activate plays what systemd does between fork and exec, then answers what Activated makes of it.
+func activate(arg string) string {
+	env := map[string]string{"LISTEN_PID": strconv.Itoa(os.Getpid()), "LISTEN_FDNAMES": "a"}
+	count, pid, _ := strings.Cut(arg, " ")
+	env["LISTEN_FDS"] = count
+	if pid != "" {
+		env["LISTEN_PID"] = pid
+	}
+	for k, v := range env {
+		if err := os.Setenv(k, v); err != nil {
+			return err.Error()
+		}
+	}
+	all, err := Activated()
+	for k := range env {
+		if _, ok := os.LookupEnv(k); ok {
+			return k + " is still set"
+		}
+	}
+	if err != nil {
+		return strings.ReplaceAll(outcome(err), "\n", "; ")
+	}
+	out := strconv.Itoa(len(all))
+	for _, l := range all {
+		c, err := net.Dial("unix", l.Addr().String())
+		if err != nil {
+			return err.Error()
+		}
+		s, err := l.Accept()
+		if err != nil {
+			return err.Error()
+		}
+		flags, err := unix.FcntlInt(firstActivated, unix.F_GETFD, 0)
+		if err == nil && flags&unix.FD_CLOEXEC == 0 {
+			out += " inherited by children"
+		}
+		_, _, _ = c.Close(), s.Close(), l.Close()
+		if _, err := l.Accept(); !errors.Is(err, net.ErrClosed) {
+			return "accept after close"
+		}
+		if _, err := os.Lstat(l.Addr().String()); err != nil {
+			out += " removed"
+		}
+	}
+	return out
+}
+
+func TestActivated(t *testing.T) {
+	t.Parallel()
+	dir := shortDir(t)
+	path := filepath.Join(dir, "s")
+	ln, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	listening, err := ln.File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listening.Close()
+	tcp, err := (&net.ListenConfig{}).Listen(context.Background(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tcp.Close()
+	overTCP, err := tcp.(*net.TCPListener).File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer overTCP.Close()
+	fd, err := newSocket()
+	if err != nil {
+		t.Fatal(err)
+	}
+	deaf := os.NewFile(uintptr(fd), "deaf")
+	defer deaf.Close()
+	dg, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	datagram := os.NewFile(uintptr(dg), "datagram")
+	defer datagram.Close()
+
+	for _, c := range []struct {
+		name, arg, want string
+		files           []*os.File
+	}{
+		{"one", "1", "1", []*os.File{listening}},
+		{"for another process", "1 1", "0", []*os.File{listening}},
+		{"none", "0", "0", nil},
+		{"not Unix", "1", "error: socket activation: descriptor 3: not a Unix socket", []*os.File{overTCP}},
+		{"not listening", "1", "error: socket activation: descriptor 3: not listening", []*os.File{deaf}},
+		{"datagrams", "1", "error: socket activation: descriptor 3: not a stream socket", []*os.File{datagram}},
+		{"second is wrong", "2", "error: socket activation: descriptor 4: not listening", []*os.File{listening, deaf}},
+		{"missing", "1x", `error: socket activation: LISTEN_FDS="1x", want 0 to 16`, nil},
+		{"too many", "17", `error: socket activation: LISTEN_FDS="17", want 0 to 16`, nil},
+		{"negative", "-1", `error: socket activation: LISTEN_FDS="-1", want 0 to 16`, nil},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			ch := startChild(t, func(cmd *exec.Cmd) { cmd.ExtraFiles = c.files })
+			ch.want(c.want, "activated %s", c.arg)
+		})
+	}
+}
