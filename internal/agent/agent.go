@@ -1,0 +1,180 @@
+// SPDX-License-Identifier: BSD-3-Clause
+
+// Package agent is the socket side of vmux-agent: the SSH agent protocol (RFC 9987, and OpenSSH's PROTOCOL.agent for
+// session-bind@openssh.com), one goroutine per connection, and the decision which requests reach the owner.
+//
+// A listing is answered from Signer.Keys and waits for nobody. A request to sign is parsed, held against the asked
+// key, the connection's session binds (see binds.go for the rules) and the policy, and only then given to
+// Signer.Sign, whose answer is verified before the client gets it. No lock is held meanwhile.
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/crypto/ssh"
+
+	"vmux.app/toolkit/internal/signed"
+)
+
+const (
+	// maxConnections leaves room below common limits of open files, at two for each connection (socket and pidfd).
+	// Further ones are closed at once, which clients report, instead of hanging.
+	maxConnections = 4096
+	// Accept fails when descriptors run out; the pause between attempts doubles from the first to the last.
+	acceptPauseFirst = 5 * time.Millisecond
+	acceptPauseLast  = time.Second
+)
+
+// ErrDenied is wrapped by what Signer.Sign returns when the owner said no. Such a refusal sticks: for a while no
+// further request for the same session, or for the same data, is asked.
+var ErrDenied = errors.New("denied by the owner")
+
+// Key is a key that the agent offers.
+type Key struct {
+	Public  ssh.PublicKey // a certificate stands for itself and for its bare key
+	Comment string
+}
+
+// Signer holds the keys.
+type Signer interface {
+	// Keys gives what to list, in order, from a cache: it is called for every listing and must not block. The
+	// result is not changed by either side.
+	Keys() []Key
+	// Sign asks the owner and signs r.Data with r.Key, in the format that signed.SignatureAlgorithm gives for
+	// r.Key.Public and r.Flags. It is called from many connections at once. ctx ends when the client hangs up;
+	// Sign then returns soon.
+	Sign(ctx context.Context, r Request) (*ssh.Signature, error)
+}
+
+// Request is a request to sign that the agent itself has no objection to.
+type Request struct {
+	Key     Key    // one of Signer.Keys
+	Data    []byte // to be signed; the request's own copy
+	Flags   uint32 // as in RFC 9987, section 3.6
+	Meaning signed.Meaning
+
+	Binds     []signed.Bind // the connection's, verified, in order
+	Forwarded bool          // comes from the far side of an agent forwarding, or may
+	// HostKey is the host key that the connection's binds give for this login's session, nil if none does: the
+	// destination is then unverified. A local client that lies can bind any key to its session, unless
+	// Meaning.HostKey, which the server checks, names the same one.
+	HostKey []byte
+
+	Peer Peer // the process that connected; what it tells is a claim
+}
+
+// Extension serves one of vmux's own requests. params is the JSON text that came with it, empty if none did. The
+// result, or the error's text, goes back to Ask.
+type Extension func(ctx context.Context, params []byte) (result any, err error)
+
+// Options are what a Server needs.
+type Options struct {
+	Signer Signer
+	Policy Policy
+	Log    *slog.Logger // nil discards
+	// Extensions are served as NAME@vmux.app, to commands of ours on this machine only.
+	Extensions map[string]Extension
+	// SelfExecutable is this program's own path. What process.Sibling says belongs to it is "ours". When it is
+	// empty nothing is, and no extension of Extensions is served.
+	SelfExecutable string
+}
+
+// Server serves the agent protocol. Its methods may be called at any time, from any goroutine.
+type Server struct {
+	signer     Signer
+	policy     atomic.Pointer[Policy]
+	log        *slog.Logger
+	extensions map[string]Extension
+	names      []string // what the query extension answers
+
+	lock        *lock
+	refusals    refusals
+	connections atomic.Int64
+	full        atomic.Bool // maxConnections was reached and said
+
+	// For tests.
+	now  func() time.Time
+	proc processes
+}
+
+// New makes a Server.
+func New(o Options) *Server {
+	s := &Server{
+		signer:     o.Signer,
+		log:        o.Log,
+		extensions: o.Extensions,
+		names:      extensionNames(o.Extensions),
+		lock:       newLock(),
+		now:        time.Now,
+		proc:       systemProcesses(o.SelfExecutable),
+	}
+	if s.log == nil {
+		s.log = slog.New(slog.DiscardHandler)
+	}
+	s.SetPolicy(o.Policy)
+	return s
+}
+
+// SetPolicy replaces the policy for requests that come from now on.
+func (s *Server) SetPolicy(p Policy) { s.policy.Store(&p) }
+
+// Locked reports whether ssh-add -x has locked the agent.
+func (s *Server) Locked() bool { return s.lock.locked.Load() }
+
+// Connections gives the number of open connections.
+func (s *Server) Connections() int { return int(s.connections.Load()) }
+
+// Serve answers on l until ctx ends or l is closed, and closes l and all connections before it returns. The end of
+// ctx is no error. Several listeners may be served at once.
+func (s *Server) Serve(ctx context.Context, l net.Listener) error {
+	ctx, cancel := context.WithCancel(ctx)
+	var connections sync.WaitGroup
+	defer connections.Wait()
+	defer cancel()
+	defer l.Close()
+	defer context.AfterFunc(ctx, func() { l.Close() })()
+
+	pause := acceptPauseFirst
+	for {
+		conn, err := l.Accept()
+		switch {
+		case err == nil:
+		case ctx.Err() != nil:
+			return nil
+		case errors.Is(err, net.ErrClosed):
+			return fmt.Errorf("accept: %w", err)
+		default:
+			s.log.Warn("cannot accept a connection", "error", err)
+			select {
+			case <-time.After(pause):
+			case <-ctx.Done():
+			}
+			pause = min(2*pause, acceptPauseLast)
+			continue
+		}
+		pause = acceptPauseFirst
+		if s.connections.Add(1) > maxConnections {
+			s.connections.Add(-1)
+			conn.Close()
+			if s.full.CompareAndSwap(false, true) {
+				s.log.Warn("too many connections, closing new ones", "limit", maxConnections)
+			}
+			continue
+		}
+		connections.Go(func() {
+			defer func() {
+				if s.connections.Add(-1) < maxConnections/2 {
+					s.full.Store(false)
+				}
+			}()
+			s.serve(ctx, conn)
+		})
+	}
+}

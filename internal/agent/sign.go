@@ -1,0 +1,196 @@
+// SPDX-License-Identifier: BSD-3-Clause
+
+package agent
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"time"
+
+	"golang.org/x/crypto/cryptobyte"
+	"golang.org/x/crypto/ssh"
+
+	"vmux.app/toolkit/internal/signed"
+)
+
+// skRest is what follows a security key's signature: flags and counter (PROTOCOL.u2f).
+const skRest = 5
+
+// sign answers a request to sign and logs what became of it, in one line.
+func (c *conn) sign(reply, body []byte) []byte {
+	began := c.server.now()
+	var r Request
+	sig, err := c.decide(&r, bytes.Clone(body)) // the message does not outlive a wait
+	c.logDecision(r, err, c.server.now().Sub(began))
+	if err != nil {
+		return append(reply, msgFailure)
+	}
+	reply = append(reply, msgSignResponse)
+	return appendString(reply, ssh.Marshal(sig))
+}
+
+// decide makes r from the body of a sign request and gets it signed. r is filled as far as it came.
+func (c *conn) decide(r *Request, body []byte) (*ssh.Signature, error) {
+	s := c.server
+	r.Peer = c.peer
+	if s.lock.locked.Load() {
+		return nil, refusal("the agent is locked")
+	}
+	asked, err := c.parseSignRequest(r, body)
+	if err != nil {
+		return nil, err
+	}
+	if err := signed.Check(r.Meaning, asked, r.Flags); err != nil {
+		return nil, refusal(err.Error())
+	}
+	if r.Meaning.Kind == signed.Opaque && r.Meaning.Like != signed.Opaque {
+		// Another parser may be less strict than ours, so this is refused whatever the policy says.
+		return nil, refusal(fmt.Sprintf("data begins like %s and is not: %v", r.Meaning.Like, r.Meaning.Why))
+	}
+	r.Binds = slices.Clone(c.binds.list)
+	r.Forwarded = c.binds.forwarded(c.peer.isSSH)
+	if r.Meaning.Kind == signed.Login {
+		if r.HostKey, err = c.binds.login(r.Meaning, r.Forwarded); err != nil {
+			return nil, err
+		}
+	}
+	if reason := s.policy.Load().refuses(r.Meaning.Kind, r.Forwarded); reason != "" {
+		return nil, refusal(reason)
+	}
+	about := subjectOf(r.Meaning, r.Data)
+	if s.refusals.has(about, s.now()) {
+		return nil, refusal("the owner has denied this already")
+	}
+
+	var sig *ssh.Signature
+	c.wait(func() { sig, err = s.signer.Sign(c.ctx, *r) })
+	if err != nil {
+		if errors.Is(err, ErrDenied) {
+			s.refusals.add(about, s.now())
+		}
+		return nil, err
+	}
+	if err := verify(sig, asked, r.Flags, r.Data); err != nil {
+		return nil, err
+	}
+	if s.lock.locked.Load() {
+		return nil, refusal("the agent was locked meanwhile")
+	}
+	return sig, nil
+}
+
+// parseSignRequest fills in what the client sent, and gives the key as the client named it, which may be the bare key
+// of a listed certificate or a certificate for a listed key.
+func (c *conn) parseSignRequest(r *Request, body []byte) (asked ssh.PublicKey, err error) {
+	rest := cryptobyte.String(body)
+	var blob []byte
+	if !readString(&rest, &blob) || !readString(&rest, &r.Data) || !rest.ReadUint32(&r.Flags) || !rest.Empty() {
+		return nil, refusal("malformed request")
+	}
+	r.Meaning = signed.Parse(r.Data)
+	keys := c.server.signer.Keys()
+	for _, k := range keys {
+		if bytes.Equal(k.Public.Marshal(), blob) {
+			r.Key = k
+			return k.Public, nil
+		}
+	}
+	for _, k := range keys {
+		if signed.SameKey(k.Public.Marshal(), blob) {
+			r.Key = k
+			if asked, err = ssh.ParsePublicKey(blob); err != nil {
+				return nil, refusal("malformed key")
+			}
+			return asked, nil
+		}
+	}
+	return nil, refusal("key is not one of the phone's")
+}
+
+// errBadSignature is for a signer that answers with something else than the asked signature.
+var errBadSignature = errors.New("the signer's answer is not the signature that was asked for")
+
+// verify checks a signature before the client gets it.
+func verify(sig *ssh.Signature, asked ssh.PublicKey, flags uint32, data []byte) error {
+	if sig == nil {
+		return fmt.Errorf("%w: it is empty", errBadSignature)
+	}
+	format, err := signed.SignatureAlgorithm(asked, flags)
+	if err != nil {
+		return err
+	}
+	if sig.Format != format {
+		return fmt.Errorf("%w: it has another format than %s", errBadSignature, format)
+	}
+	rest := 0
+	if format == ssh.KeyAlgoSKECDSA256 || format == ssh.KeyAlgoSKED25519 {
+		rest = skRest
+	}
+	if len(sig.Rest) != rest {
+		return fmt.Errorf("%w: bytes follow it", errBadSignature)
+	}
+	if cert, ok := asked.(*ssh.Certificate); ok {
+		asked = cert.Key
+	}
+	if asked.Verify(data, sig) != nil {
+		return fmt.Errorf("%w: it does not verify", errBadSignature)
+	}
+	return nil
+}
+
+// logDecision writes the line that each request to sign gets: never the data, a session id or a signature.
+func (c *conn) logDecision(r Request, err error, took time.Duration) {
+	level, outcome, reason := slog.LevelInfo, "signed", ""
+	if err != nil {
+		reason = err.Error()
+		var refused refusal
+		switch {
+		case errors.As(err, &refused):
+			level, outcome = slog.LevelWarn, "refused"
+		case errors.Is(err, ErrDenied):
+			level, outcome = slog.LevelWarn, "denied"
+		case errors.Is(context.Cause(c.ctx), errHungUp):
+			level, outcome, reason = slog.LevelInfo, "withdrawn", errHungUp.Error()
+		case errors.Is(err, errBadSignature):
+			level, outcome = slog.LevelError, "failed"
+		default:
+			level, outcome = slog.LevelWarn, "failed"
+		}
+	}
+	log := c.server.log
+	if !log.Enabled(context.Background(), level) {
+		return
+	}
+	attrs := make([]slog.Attr, 0, 10)
+	add := func(key, value string) {
+		if value != "" {
+			attrs = append(attrs, slog.String(key, value))
+		}
+	}
+	add("outcome", outcome)
+	add("reason", reason)
+	if r.Data != nil { // the request was understood
+		add("kind", r.Meaning.Kind.String())
+	}
+	if r.Key.Public != nil {
+		add("key", ssh.FingerprintSHA256(r.Key.Public))
+		add("comment", r.Key.Comment)
+	}
+	if bind, ok := c.binds.last(); ok {
+		if host, err := ssh.ParsePublicKey(bind.HostKey); err == nil {
+			add("host", ssh.FingerprintSHA256(host))
+		}
+	}
+	executable, _ := c.peer.Executable() // "" when unknown
+	add("executable", executable)
+	attrs = append(attrs, slog.Int("pid", c.peer.PID))
+	if r.Forwarded {
+		attrs = append(attrs, slog.Bool("forwarded", true))
+	}
+	attrs = append(attrs, slog.Duration("duration", took.Round(time.Millisecond)))
+	log.LogAttrs(context.Background(), level, "sign request", attrs...)
+}
