@@ -1,0 +1,127 @@
+// SPDX-License-Identifier: BSD-3-Clause
+
+package signer
+
+import (
+	"bytes"
+	"fmt"
+
+	"golang.org/x/crypto/ssh"
+
+	"vmux.app/toolkit/internal/envelope"
+	"vmux.app/toolkit/internal/signed"
+)
+
+// kindLogin is Verified.Kind of a login.
+var kindLogin = signed.Login.String()
+
+// destination is what the hosts' own statements prove of a login.
+type destination struct {
+	hostKey    ssh.PublicKey // nil when it is not known
+	unverified string        // why
+	hops       []string      // fingerprints
+}
+
+// judge looks at the statements that came with a login. Each is a host's
+// signature over a session id. Together they must lead to this login: every
+// statement but the last of a hop that forwards, the last of the session that
+// the data to be signed is for. The device can leave statements out, but it
+// cannot make one up for another host.
+func judge(m signed.Meaning, binds []envelope.Bind) destination {
+	unknown := func(format string, a ...any) destination {
+		return destination{unverified: fmt.Sprintf(format, a...)}
+	}
+	if len(binds) == 0 {
+		return unknown("no statement of the host came with the request")
+	}
+	if len(binds) > envelope.MaxBinds {
+		return unknown("%d statements, more than %d", len(binds), envelope.MaxBinds)
+	}
+	var d destination
+	for i, b := range binds {
+		s := signed.Bind{HostKey: b.HostKey, SessionID: b.SessionID, Signature: b.Signature, Forwarding: b.Forwarding}
+		if len(b.SessionID) == 0 || len(b.SessionID) > envelope.MaxSessionID {
+			return unknown("statement %d has a session id of %d bytes", i+1, len(b.SessionID))
+		}
+		if err := s.Verify(); err != nil {
+			return unknown("statement %d is not signed by its host", i+1)
+		}
+		key, err := ssh.ParsePublicKey(b.HostKey)
+		if err != nil {
+			return unknown("statement %d has an unreadable host key", i+1)
+		}
+		if i == len(binds)-1 && !b.Forwarding {
+			d.hostKey = key
+			continue
+		}
+		if !b.Forwarding {
+			return unknown("statement %d ends the chain before the last", i+1)
+		}
+		d.hops = append(d.hops, fingerprint(key))
+	}
+	last := binds[len(binds)-1]
+	switch {
+	case last.Forwarding:
+		d.unverified = "the last host forwards without saying where to"
+	case !bytes.Equal(last.SessionID, m.SessionID):
+		// The hops may belong to another connection then, too.
+		return unknown("the host's statement is for another session")
+	case len(m.HostKey) > 0 && !signed.SameKey(m.HostKey, last.HostKey):
+		return unknown("the login names another host key than the host's statement")
+	}
+	return d
+}
+
+// fingerprint is that of the public half, as known_hosts has it, also of a host
+// certificate.
+func fingerprint(k ssh.PublicKey) string {
+	if c, ok := k.(*ssh.Certificate); ok {
+		k = c.Key
+	}
+	return ssh.FingerprintSHA256(k)
+}
+
+// newPrompt says what a request means. m must be of a kind that is signed.
+func newPrompt(device Device, k *Key, m signed.Meaning, c *envelope.Context) *Prompt {
+	p := &Prompt{
+		Verified: Verified{
+			Device:    device.Name,
+			DevicePin: device.Pin,
+			Kind:      m.Kind.String(),
+			KeyLabel:  k.Label,
+			KeyPrint:  fingerprint(k.Public),
+		},
+		Claimed: Claimed{WorkingDirectory: c.WorkingDirectory, Reason: c.Reason},
+	}
+	for _, q := range c.Processes {
+		p.Claimed.Processes = append(p.Claimed.Processes, Process{q.PID, q.Executable})
+	}
+	if c.Destination != nil {
+		p.Claimed.HostNames = c.Destination.HostNames
+		p.Claimed.Forwarded = c.Destination.Forwarded
+	}
+	v := &p.Verified
+	switch m.Kind {
+	case signed.Login:
+		v.User = m.User
+		v.Operation = "log in as " + shown(m.User, 60)
+		var binds []envelope.Bind
+		if c.Destination != nil {
+			binds = c.Destination.Binds
+		}
+		d := judge(m, binds)
+		if d.hostKey != nil {
+			v.HostKey, v.HostKeyType, v.Hops = fingerprint(d.hostKey), d.hostKey.Type(), d.hops
+		} else {
+			// Statements that do not lead to this login may be from anywhere.
+			v.Unverified, p.Claimed.Hops = d.unverified, d.hops
+		}
+	case signed.SSHSIG:
+		v.Namespace = m.Namespace
+		v.Operation = fmt.Sprintf("sign data for %q", shown(m.Namespace, 60))
+	case signed.PAM:
+		v.User = m.User
+		v.Operation = fmt.Sprintf("authenticate %s for %s (pam_ssh_agent_auth)", shown(m.User, 60), shown(m.Service, 40))
+	}
+	return p
+}

@@ -1,0 +1,274 @@
+// SPDX-License-Identifier: BSD-3-Clause
+
+package signer
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/google/renameio/v2"
+	"golang.org/x/crypto/ssh"
+	"golang.org/x/sys/unix"
+
+	"vmux.app/toolkit/internal/store"
+)
+
+// Names inside a home.
+const (
+	linkKeyName   = "link-key.pem"
+	caName        = "ca"
+	keysName      = "keys"
+	stateName     = "state.json"
+	lockName      = "lock"       // held while files change
+	serveLockName = "serve.lock" // held while a process serves the home
+	controlName   = "control.sock"
+	// controlPathName is a file with the control socket's path when that of the
+	// home is too long for a socket.
+	controlPathName = "control.path"
+)
+
+// FirstKey is the label of the identity that Init makes.
+const FirstKey = "default"
+
+// lockWait is how long a command waits for another one that is changing the
+// home. Changes take milliseconds; one that takes this long is stuck.
+const lockWait = 5 * time.Second
+
+// Errors of a home that its owner can mend.
+var (
+	ErrNotHome      = errors.New("not a signer home")
+	ErrHomeExists   = errors.New("a signer home exists already")
+	ErrDirNotEmpty  = errors.New("the directory is not empty")
+	ErrHomeBusy     = errors.New("another command is changing the signer home")
+	ErrServing      = errors.New("another vmux-signer serves this home")
+	ErrStateVersion = errors.New("the state was written by a newer vmux-signer")
+)
+
+// PermissionError says that others can reach what only the owner may.
+type PermissionError struct {
+	Path string
+	Mode fs.FileMode // permission bits
+	UID  uint32      // owner
+	Want fs.FileMode // the widest that is accepted
+}
+
+func (e *PermissionError) Error() string {
+	if int(e.UID) != os.Geteuid() {
+		return fmt.Sprintf("%s belongs to user %d", e.Path, e.UID)
+	}
+	return fmt.Sprintf("%s is open to others (mode %04o)", e.Path, e.Mode)
+}
+
+// Home is a signer's directory. Its methods are safe for use by several
+// processes at once.
+type Home struct {
+	dir  string
+	warn func(string)
+}
+
+// Dir is the home's absolute path.
+func (h *Home) Dir() string { return h.dir }
+
+func (h *Home) path(name string) string { return filepath.Join(h.dir, name) }
+
+// Init makes a home with a link key, a certificate authority's key and one P-256
+// identity named FirstKey. The home appears whole or not at all. Errors:
+// ErrHomeExists, ErrDirNotEmpty.
+func Init(dir, name string) (*Home, error) {
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return nil, err
+	}
+	if err := CheckName(name); err != nil {
+		return nil, err
+	}
+	entries, err := os.ReadDir(dir)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+	case err != nil:
+		return nil, err
+	case isHome(dir):
+		return nil, fmt.Errorf("%w: %s", ErrHomeExists, dir)
+	case len(entries) > 0:
+		return nil, fmt.Errorf("%w: %s", ErrDirNotEmpty, dir)
+	}
+	parent := filepath.Dir(dir)
+	if err := os.MkdirAll(parent, 0o700); err != nil {
+		return nil, err
+	}
+	made, err := os.MkdirTemp(parent, ".vmux-signer-")
+	if err != nil {
+		return nil, err
+	}
+	defer os.RemoveAll(made) // nothing is left to remove once it has been renamed
+
+	h := &Home{dir: made, warn: func(string) {}}
+	if err := os.Mkdir(h.path(keysName), 0o700); err != nil {
+		return nil, err
+	}
+	if _, err := store.LinkKey(h.path(linkKeyName)); err != nil {
+		return nil, err
+	}
+	if _, err := writeNewKey(h.path(caName), "vmux-signer CA "+name, ECDSA); err != nil {
+		return nil, err
+	}
+	if _, err := writeNewKey(h.keyPath(FirstKey), FirstKey, ECDSA); err != nil {
+		return nil, err
+	}
+	s := State{Version: stateVersion, Name: name, Keys: map[string]KeyState{FirstKey: {Enabled: true}}}
+	if err := h.writeState(&s); err != nil {
+		return nil, err
+	}
+	// rename(2) replaces an empty directory and nothing else; os.Rename refuses
+	// even that.
+	if err := unix.Rename(made, dir); err != nil {
+		if errors.Is(err, unix.ENOTEMPTY) || errors.Is(err, unix.EEXIST) {
+			return nil, fmt.Errorf("%w: %s", ErrHomeExists, dir)
+		}
+		return nil, &os.LinkError{Op: "rename", Old: made, New: dir, Err: err}
+	}
+	if err := syncDir(parent); err != nil {
+		return nil, err
+	}
+	h.dir = dir
+	return h, nil
+}
+
+// Open opens an existing home. What its user must hear, such as a damaged file
+// that was set aside, goes to warn. Errors: ErrNotHome, *PermissionError.
+func Open(dir string, warn func(string)) (*Home, error) {
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := os.Stat(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	if !isHome(dir) {
+		return nil, fmt.Errorf("%w: %s", ErrNotHome, dir)
+	}
+	if err := checkPrivate(dir, 0o700); err != nil {
+		return nil, err
+	}
+	if warn == nil {
+		warn = func(string) {}
+	}
+	return &Home{dir: dir, warn: warn}, nil
+}
+
+// isHome goes by the certificate authority's key: no command removes it, and
+// the state may be missing after damage.
+func isHome(dir string) bool {
+	fi, err := os.Stat(filepath.Join(dir, caName))
+	return err == nil && fi.Mode().IsRegular()
+}
+
+// LinkKey is the private key of the signer's device certificate.
+func (h *Home) LinkKey() (*ecdsa.PrivateKey, error) {
+	return store.LinkKey(h.path(linkKeyName))
+}
+
+// CA is the public key of the certificate authority.
+func (h *Home) CA() (ssh.PublicKey, error) {
+	s, err := readKey(h.path(caName))
+	if err != nil {
+		return nil, err
+	}
+	return s.PublicKey(), nil
+}
+
+// lock takes the lock under which files change.
+func (h *Home) lock() (release func(), err error) {
+	ctx, cancel := context.WithTimeout(context.Background(), lockWait)
+	defer cancel()
+	for {
+		release, err := tryLock(h.path(lockName))
+		if !errors.Is(err, unix.EWOULDBLOCK) {
+			return release, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, fmt.Errorf("%w: %s", ErrHomeBusy, h.dir)
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+}
+
+// lockServing takes the lock of the one process that serves the home. Error:
+// ErrServing.
+func (h *Home) lockServing() (release func(), err error) {
+	release, err = tryLock(h.path(serveLockName))
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		return nil, fmt.Errorf("%w: %s", ErrServing, h.dir)
+	}
+	return release, err
+}
+
+// tryLock takes an exclusive lock that dies with the process. The file stays:
+// removing it would let two processes hold locks on two files of one name.
+func tryLock(path string) (release func(), err error) {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	for {
+		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err != unix.EINTR {
+			break
+		}
+	}
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	return func() { f.Close() }, nil
+}
+
+// checkPrivate makes sure that path is ours and has no permission beyond want.
+func checkPrivate(path string, want fs.FileMode) error {
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil {
+		return &os.PathError{Op: "stat", Path: path, Err: err}
+	}
+	mode := fs.FileMode(st.Mode) & fs.ModePerm
+	if int(st.Uid) != os.Geteuid() || mode&^want != 0 {
+		return &PermissionError{Path: path, Mode: mode, UID: st.Uid, Want: want}
+	}
+	return nil
+}
+
+// writeFile replaces a file: written beside it, synced, renamed.
+func writeFile(path string, data []byte) error {
+	if err := renameio.WriteFile(path, data, 0o600, renameio.WithTempDir(filepath.Dir(path)), renameio.IgnoreUmask()); err != nil {
+		return err
+	}
+	return syncDir(filepath.Dir(path))
+}
+
+// syncDir makes a rename in dir last.
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	return d.Sync()
+}
+
+// HostName is the name that a signer has when none is given: the first label of
+// the computer's.
+func HostName() string {
+	name, _ := os.Hostname()
+	name, _, _ = strings.Cut(name, ".")
+	if CheckName(name) != nil {
+		return "signer"
+	}
+	return name
+}

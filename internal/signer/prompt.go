@@ -1,0 +1,196 @@
+// SPDX-License-Identifier: BSD-3-Clause
+
+package signer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync/atomic"
+	"time"
+)
+
+// ErrDenied is the owner's no.
+var ErrDenied = errors.New("denied by the owner")
+
+// Approver asks the owner about one request. It returns nil when the owner
+// approves, ErrDenied when not, and the context's error as soon as the request
+// is withdrawn or has expired; the prompt is gone by then. Approve is called
+// from many goroutines.
+type Approver interface {
+	Approve(ctx context.Context, p *Prompt) error
+}
+
+// Prompt is what the owner is asked. Verified and Claimed do not change once it
+// is shown.
+type Prompt struct {
+	Verified Verified
+	Claimed  Claimed
+
+	expires atomic.Int64 // Unix nanoseconds
+}
+
+// Verified is what the signer knows by itself: from the pairing, from the data
+// to be signed and from the hosts' own signatures.
+type Verified struct {
+	Device    string // the name as it was paired
+	DevicePin string
+	Operation string // for people: "log in as root"
+	Kind      string // signed.Kind's name
+	User      string // the remote user of a login
+	Namespace string // of an SSHSIG signature
+	// HostKey is the fingerprint of the host that is logged in to, empty when it
+	// is not known; Unverified then says why.
+	HostKey     string
+	HostKeyType string
+	Unverified  string
+	Hops        []string // fingerprints of the hosts that the request was forwarded through, the nearest first
+	KeyLabel    string
+	KeyPrint    string // fingerprint
+}
+
+// Claimed is what the device says, and could lie about.
+type Claimed struct {
+	HostNames        []string
+	Forwarded        bool
+	Hops             []string  // as Verified.Hops, of statements that do not lead to this login
+	Processes        []Process // the client first
+	WorkingDirectory string
+	Reason           string
+}
+
+// Process is one process of the claimed chain.
+type Process struct {
+	PID        int
+	Executable string
+}
+
+// Expires is when an approval comes too late. It moves on when the same request
+// is made again while the prompt waits.
+func (p *Prompt) Expires() time.Time { return time.Unix(0, p.expires.Load()) }
+
+// extend moves the expiry on, never back.
+func (p *Prompt) extend(t time.Time) {
+	for {
+		old := p.expires.Load()
+		if t.UnixNano() <= old || p.expires.CompareAndSwap(old, t.UnixNano()) {
+			return
+		}
+	}
+}
+
+// Title heads every prompt.
+const Title = "SSH Sign Request"
+
+// Heading is the line below the title. A host's name is always the device's
+// claim, and says so.
+func (p *Prompt) Heading() string {
+	to := "unknown host"
+	switch {
+	case p.Verified.Kind != kindLogin:
+		to = p.Verified.Operation
+	case len(p.Claimed.HostNames) > 0:
+		to = shown(p.Claimed.HostNames[0], 40) + " (claimed)"
+	case p.Verified.HostKey != "":
+		to = p.Verified.HostKey
+	}
+	return "From " + shown(p.Verified.Device, 40) + " → " + to
+}
+
+// Field is one line of a prompt.
+type Field struct{ Name, Value string }
+
+// maxShown bounds one value of a prompt in characters, so that no value pushes
+// another one off an 80 by 24 screen.
+const maxShown = 120
+
+// Fields gives the two halves of the prompt as safe text for a terminal or a
+// dialog.
+func (p *Prompt) Fields() (verified, claimed []Field) {
+	v, c := &p.Verified, &p.Claimed
+	verified = append(verified, Field{"operation", v.Operation})
+	if v.Kind == kindLogin {
+		if v.HostKey != "" {
+			verified = append(verified, Field{"host key", v.HostKey + " (" + shown(v.HostKeyType, 40) + ")"})
+		} else {
+			verified = append(verified, Field{"host key", "NOT VERIFIED: " + v.Unverified})
+		}
+	}
+	if n := len(v.Hops); n > 0 {
+		verified = append(verified, Field{"forwarded", fmt.Sprintf("through %s: %s", hosts(n), some(v.Hops, 2))})
+	}
+	verified = append(verified,
+		Field{"device", shown(v.Device, maxShown)},
+		Field{"key", shown(v.KeyLabel, maxShown) + ", " + v.KeyPrint})
+
+	if len(c.HostNames) > 0 {
+		claimed = append(claimed, Field{"host", shown(strings.Join(c.HostNames, ", "), maxShown)})
+	}
+	if n := len(c.Hops); n > 0 {
+		claimed = append(claimed, Field{"forwarded", fmt.Sprintf("through %s: %s", hosts(n), some(c.Hops, 2))})
+	} else if c.Forwarded {
+		claimed = append(claimed, Field{"forwarded", "yes"})
+	}
+	if len(c.Processes) > 0 {
+		var chain []string
+		for _, p := range c.Processes {
+			chain = append(chain, fmt.Sprintf("%s (%d)", p.Executable, p.PID))
+		}
+		claimed = append(claimed, Field{"process", shown(strings.Join(chain, " < "), 2*maxShown)})
+	}
+	if c.WorkingDirectory != "" {
+		claimed = append(claimed, Field{"directory", shown(c.WorkingDirectory, maxShown)})
+	}
+	if c.Reason != "" {
+		claimed = append(claimed, Field{"reason", shown(c.Reason, maxShown)})
+	}
+	return verified, claimed
+}
+
+// Text is the whole prompt but for the question, for a dialog or a log.
+func (p *Prompt) Text() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s\n%s\n", Title, p.Heading())
+	verified, claimed := p.Fields()
+	part := func(head string, fields []Field) {
+		if len(fields) == 0 {
+			return
+		}
+		fmt.Fprintf(&b, "\n%s\n", head)
+		for _, f := range fields {
+			fmt.Fprintf(&b, "  %s: %s\n", f.Name, f.Value)
+		}
+	}
+	part("VERIFIED", verified)
+	part("CLAIMED by the device", claimed)
+	return b.String()
+}
+
+func hosts(n int) string {
+	if n == 1 {
+		return "1 host"
+	}
+	return fmt.Sprintf("%d hosts", n)
+}
+
+// some joins the first n of list and says how many more there are.
+func some(list []string, n int) string {
+	if len(list) <= n {
+		return strings.Join(list, ", ")
+	}
+	return fmt.Sprintf("%s and %d more", strings.Join(list[:n], ", "), len(list)-n)
+}
+
+// shown makes text from outside fit for a screen: safe, on one line, and with
+// its middle left out when it is longer than most characters, so that neither
+// end can be hidden.
+func shown(s string, most int) string {
+	r := []rune(clean(s))
+	if len(r) <= most {
+		return string(r)
+	}
+	const mark = " … "
+	keep := (most - len([]rune(mark))) / 2
+	return string(r[:keep]) + mark + string(r[len(r)-keep:])
+}

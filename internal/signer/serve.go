@@ -1,0 +1,410 @@
+// SPDX-License-Identifier: BSD-3-Clause
+
+package signer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/crypto/ssh"
+
+	"vmux.app/toolkit/internal/envelope"
+	"vmux.app/toolkit/internal/transport"
+	"vmux.app/toolkit/internal/transport/dnssd"
+)
+
+const (
+	// handshakeTime bounds a TLS handshake, which a stranger can leave hanging.
+	handshakeTime = 10 * time.Second
+	// Handshakes at once, in all and from one address. Memory and CPU of strangers
+	// stay small; slots says what happens beyond.
+	maxHandshakes          = 32
+	maxHandshakesPerSource = 8
+	// Connections at once that wait for their pairing to begin.
+	maxPairings          = 16
+	maxPairingsPerSource = 4
+	// maxLinks is how many links one device may have: its agent's, and those of
+	// other commands. One more ends the oldest, which is likely to be dead.
+	maxLinks = 8
+	// seenEvery is how often a device's last time is written, so that a device
+	// that comes and goes does not wear out a disk.
+	seenEvery = time.Minute
+	// Accept errors (no descriptors, no memory) pass when connections end.
+	acceptRetry = 50 * time.Millisecond
+)
+
+// Options say how a home is served.
+type Options struct {
+	Approver  Approver
+	Listen    string // HOST:PORT; ":0" when empty
+	Advertise bool   // by DNS-SD, unless the address is a loopback one
+	Software  string // in hello: "vmux-signer 1.2"
+	Log       *slog.Logger
+	// Event, when set, is told what happens, one event at a time. It must be
+	// quick.
+	Event func(Event)
+	// Now is the clock for freshness and dates, time.Now when nil.
+	Now func() time.Time
+}
+
+// Kinds of Event.
+const (
+	EventListening    = "listening"
+	EventConnected    = "connected"
+	EventDisconnected = "disconnected"
+	EventRequest      = "request"
+	EventPairing      = "pairing"
+)
+
+// Event is one thing that happened, for programs. It never has key material or
+// data to be signed.
+type Event struct {
+	Event     string `json:"event"`
+	Address   string `json:"address,omitzero"`   // listening
+	Device    string `json:"device,omitzero"`    // all others
+	Operation string `json:"operation,omitzero"` // request: login, sshsig, …
+	Key       string `json:"key,omitzero"`       // request: label
+	Outcome   string `json:"outcome,omitzero"`   // request: signed or an error's code; pairing: paired or failed
+	Reason    string `json:"reason,omitzero"`
+}
+
+// ListenError says that the signer cannot listen on an address.
+type ListenError struct {
+	Address string
+	Err     error
+}
+
+func (e *ListenError) Error() string { return fmt.Sprintf("cannot listen on %s: %v", e.Address, e.Err) }
+
+// Unwrap gives the reason.
+func (e *ListenError) Unwrap() error { return e.Err }
+
+// snapshot is what the signer knows of its home. It is replaced, not changed.
+type snapshot struct {
+	state State
+	keys  []Key
+	ca    ssh.PublicKey
+}
+
+type server struct {
+	home     *Home
+	identity *transport.Identity
+	log      *slog.Logger
+	now      func() time.Time
+	software string
+	prompts  *prompts
+	seen     seenIDs
+	conns    sync.WaitGroup // goroutines of connections
+
+	handshakes slots
+	pairings   slots
+
+	eventMu sync.Mutex
+	onEvent func(Event)
+
+	snap atomic.Pointer[snapshot]
+	// homeMu keeps the order of writes to the disk and to snap the same.
+	homeMu sync.Mutex
+
+	mu     sync.Mutex
+	window *window // nil when none is open
+	links  []*link // oldest first
+}
+
+// link is a paired device's connection.
+type link struct {
+	pin    transport.Pin
+	cancel context.CancelCauseFunc
+}
+
+// Serve serves a home until ctx ends, which is no error. Errors: ErrServing,
+// *ListenError, those of Home, and those of the control socket.
+func Serve(ctx context.Context, home *Home, o Options) error {
+	// The order matters. The control socket comes before the state is read: a
+	// command that finds no socket has written before that.
+	unlock, err := home.lockServing()
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	control, err := home.listenControl()
+	if err != nil {
+		return err
+	}
+	defer control.Close()
+	s, err := newServer(home, o)
+	if err != nil {
+		return err
+	}
+	if o.Listen == "" {
+		o.Listen = ":0"
+	}
+	listener, err := net.Listen("tcp", o.Listen)
+	if err != nil {
+		var op *net.OpError
+		if errors.As(err, &op) {
+			err = op.Err // the address is said already
+		}
+		return &ListenError{o.Listen, err}
+	}
+
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	context.AfterFunc(ctx, func() {
+		listener.Close()
+		control.Close()
+	})
+	var services sync.WaitGroup
+	if local := listener.Addr().(*net.TCPAddr); o.Advertise && !local.IP.IsLoopback() {
+		services.Go(func() { s.advertise(ctx, uint16(local.Port)) })
+	}
+	services.Go(func() { s.serveControl(ctx, control) })
+	s.log.Info("listening", "address", listener.Addr())
+	s.event(Event{Event: EventListening, Address: listener.Addr().String()})
+	s.accept(ctx, listener)
+	cancel()
+	services.Wait()
+	s.conns.Wait()
+	s.prompts.wait()
+	return nil
+}
+
+func newServer(home *Home, o Options) (*server, error) {
+	key, err := home.LinkKey()
+	if err != nil {
+		return nil, err
+	}
+	identity, err := transport.NewIdentity(key)
+	if err != nil {
+		return nil, err
+	}
+	s := &server{
+		home: home, identity: identity, log: o.Log, now: o.Now, software: o.Software, onEvent: o.Event,
+		prompts:    newPrompts(o.Approver),
+		handshakes: slots{all: maxHandshakes, perSource: maxHandshakesPerSource},
+		pairings:   slots{all: maxPairings, perSource: maxPairingsPerSource},
+	}
+	if s.log == nil {
+		s.log = slog.New(slog.DiscardHandler)
+	}
+	if s.now == nil {
+		s.now = time.Now
+	}
+	if s.software == "" {
+		s.software = "vmux-signer"
+	}
+	return s, s.reload()
+}
+
+func (s *server) event(e Event) {
+	if s.onEvent == nil {
+		return
+	}
+	s.eventMu.Lock()
+	defer s.eventMu.Unlock()
+	s.onEvent(e)
+}
+
+func (s *server) hello() envelope.Hello {
+	return envelope.Hello{Name: s.current().state.Name, Software: s.software, Capabilities: []string{}, Clock: envelope.At(s.now())}
+}
+
+func (s *server) current() *snapshot { return s.snap.Load() }
+
+// reload reads the home anew and ends what is not allowed any more.
+func (s *server) reload() error {
+	s.homeMu.Lock()
+	defer s.homeMu.Unlock()
+	st, err := s.home.Read()
+	if err != nil {
+		return err
+	}
+	return s.publishLocked(st)
+}
+
+// update changes the state, on disk first.
+func (s *server) update(change func(*State) error) error {
+	s.homeMu.Lock()
+	defer s.homeMu.Unlock()
+	st, err := s.home.Update(change)
+	if err != nil {
+		return err
+	}
+	return s.publishLocked(st)
+}
+
+func (s *server) publishLocked(st State) error {
+	ca, err := s.home.CA()
+	if err != nil {
+		return err
+	}
+	keys, err := s.home.keys(&st)
+	if err != nil {
+		return err
+	}
+	for _, k := range keys {
+		if k.Err != nil {
+			s.log.Warn("key cannot be used", "key", k.Label, "reason", k.Err)
+		}
+	}
+	s.snap.Store(&snapshot{state: st, keys: keys, ca: ca})
+
+	s.prompts.withdraw(func(k promptKey) bool {
+		key := s.key([]byte(k.key))
+		return key == nil || !key.Enabled
+	}, errKeyGone)
+	s.prompts.withdraw(func(k promptKey) bool { _, ok := st.Device(k.device); return !ok }, errUnpaired)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, l := range s.links {
+		if _, ok := st.Device(l.pin); !ok {
+			l.cancel(errUnpaired)
+		}
+	}
+	return nil
+}
+
+func (s *server) advertise(ctx context.Context, port uint16) {
+	err := dnssd.Advertise(ctx, dnssd.Options{Log: s.log}, dnssd.RandomName(), port)
+	if err != nil && ctx.Err() == nil {
+		s.log.Warn("not advertised: devices must be given the address", "reason", err)
+	}
+}
+
+// accept serves connections until the listener is closed.
+func (s *server) accept(ctx context.Context, l net.Listener) {
+	for {
+		raw, err := l.Accept()
+		if ctx.Err() != nil {
+			if err == nil {
+				raw.Close()
+			}
+			return
+		}
+		if err != nil {
+			s.log.Warn("accept", "reason", err)
+			select {
+			case <-ctx.Done():
+			case <-time.After(acceptRetry):
+			}
+			continue
+		}
+		s.conns.Go(func() { s.connection(ctx, raw) })
+	}
+}
+
+// connection does the handshake with a stranger and hands on who passes.
+func (s *server) connection(ctx context.Context, raw net.Conn) {
+	release := s.handshakes.take(raw.RemoteAddr(), func() { raw.Close() })
+	hctx, cancel := context.WithTimeout(ctx, handshakeTime)
+	c, err := transport.Server(hctx, raw, s.identity, s.admit)
+	cancel()
+	release()
+	if err != nil {
+		// Strangers cannot fill the log at its usual level.
+		s.log.Debug("connection refused", "address", raw.RemoteAddr(), "reason", err)
+		return
+	}
+	defer c.Close()
+	switch c.Proto() {
+	case transport.ProtoPair:
+		release := sync.OnceFunc(s.pairings.take(raw.RemoteAddr(), func() { raw.Close() }))
+		defer release()
+		s.servePairing(ctx, c, release)
+	case transport.ProtoLink:
+		s.serveLink(ctx, c)
+	}
+}
+
+// admit decides about a peer within the handshake. Pairing is open to anybody,
+// and answers only when a window is open.
+func (s *server) admit(proto string, pin transport.Pin) error {
+	if proto == transport.ProtoPair {
+		return nil
+	}
+	if _, ok := s.current().state.Device(pin); !ok {
+		return errors.New("this device is not paired")
+	}
+	return nil
+}
+
+func (s *server) serveLink(ctx context.Context, c *transport.Conn) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	l := &link{pin: c.Peer(), cancel: cancel}
+	s.addLink(l)
+	defer s.removeLink(l)
+	// Forgotten between the handshake and addLink, nobody would cut the link.
+	device, ok := s.current().state.Device(l.pin)
+	if !ok {
+		return
+	}
+	s.seen.sweep(s.now())
+	s.sawDevice(device)
+	s.log.Info("connected", "device", device.Name, "address", c.RemoteAddr())
+	s.event(Event{Event: EventConnected, Device: device.Name})
+	err := transport.Serve(ctx, c, s.hello(), func(ctx context.Context, id string, req envelope.Payload) (envelope.Payload, error) {
+		return s.handle(ctx, l.pin, id, req)
+	})
+	if cause := context.Cause(ctx); err == nil && cause != nil && !errors.Is(cause, context.Canceled) {
+		err = cause
+	}
+	e := Event{Event: EventDisconnected, Device: device.Name}
+	if err != nil {
+		e.Reason = err.Error()
+	}
+	s.log.Info("disconnected", "device", device.Name, "reason", strings.TrimSpace(e.Reason))
+	s.event(e)
+}
+
+var errNewerLink = errors.New("the device has opened too many newer links")
+
+func (s *server) addLink(l *link) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.links = append(s.links, l)
+	n, oldest := 0, (*link)(nil)
+	for _, o := range s.links {
+		if o.pin == l.pin {
+			if n++; oldest == nil {
+				oldest = o
+			}
+		}
+	}
+	if n > maxLinks {
+		oldest.cancel(errNewerLink)
+	}
+}
+
+func (s *server) removeLink(l *link) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.links = slices.DeleteFunc(s.links, func(o *link) bool { return o == l })
+}
+
+// sawDevice writes the device's last time, seldom.
+func (s *server) sawDevice(d Device) {
+	now := s.now().UTC().Truncate(time.Second)
+	if now.Sub(d.LastSeen) < seenEvery {
+		return
+	}
+	err := s.update(func(st *State) error {
+		for i := range st.Devices {
+			if st.Devices[i].Pin == d.Pin {
+				st.Devices[i].LastSeen = now
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		s.log.Warn("cannot note when a device was seen", "device", d.Name, "reason", err)
+	}
+}

@@ -1,0 +1,134 @@
+// SPDX-License-Identifier: BSD-3-Clause
+
+package signer
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"sync"
+	"time"
+
+	"vmux.app/toolkit/internal/transport"
+)
+
+// maxPrompts is how many prompts of one device wait at once: more than a person
+// has in mind, and few enough that a burst cannot bury an honest one.
+const maxPrompts = 8
+
+var errTooMany = errors.New("too many prompts of this device are waiting")
+
+// promptKey tells requests that are one prompt: same device, key and data.
+type promptKey struct {
+	device transport.Pin
+	key    string // blob
+	data   [sha256.Size]byte
+}
+
+// prompts are the prompts that wait for the owner.
+type prompts struct {
+	approver Approver
+	asking   sync.WaitGroup
+
+	mu    sync.Mutex
+	open  map[promptKey]*openPrompt
+	count map[transport.Pin]int // prompts of a device that are shown or being withdrawn
+}
+
+type openPrompt struct {
+	prompt   *Prompt
+	cancel   context.CancelCauseFunc
+	requests int // that wait for it
+	done     chan struct{}
+	err      error // set before done is closed
+}
+
+func newPrompts(a Approver) *prompts {
+	return &prompts{approver: a, open: map[promptKey]*openPrompt{}, count: map[transport.Pin]int{}}
+}
+
+// ask shows p, or joins the prompt that asks the same, and waits for the answer
+// or ctx. Errors: nil, ErrDenied, errTooMany, the cause of ctx, the cause given
+// to withdraw, the approver's own.
+func (ps *prompts) ask(ctx context.Context, k promptKey, p *Prompt, expires time.Time) error {
+	o, err := ps.join(k, p, expires)
+	if err != nil {
+		return err
+	}
+	select {
+	case <-o.done:
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		return o.err
+	case <-ctx.Done():
+	}
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	if o.requests--; o.requests == 0 {
+		o.cancel(context.Cause(ctx))
+		ps.closeLocked(k, o)
+	}
+	return context.Cause(ctx)
+}
+
+func (ps *prompts) join(k promptKey, p *Prompt, expires time.Time) (*openPrompt, error) {
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	if o := ps.open[k]; o != nil {
+		o.requests++
+		o.prompt.extend(expires)
+		return o, nil
+	}
+	if ps.count[k.device] >= maxPrompts {
+		return nil, errTooMany
+	}
+	// The prompt belongs to all requests that join it, so it does not end with
+	// the context of the first.
+	ctx, cancel := context.WithCancelCause(context.Background())
+	o := &openPrompt{prompt: p, cancel: cancel, requests: 1, done: make(chan struct{})}
+	p.extend(expires)
+	ps.open[k] = o
+	ps.count[k.device]++
+	ps.asking.Add(1)
+	go func() {
+		defer ps.asking.Done()
+		defer cancel(nil)
+		err := ps.approver.Approve(ctx, p)
+		ps.mu.Lock()
+		defer ps.mu.Unlock()
+		if ctx.Err() != nil {
+			err = context.Cause(ctx)
+		}
+		o.err = err
+		ps.closeLocked(k, o)
+		if ps.count[k.device]--; ps.count[k.device] == 0 {
+			delete(ps.count, k.device)
+		}
+		close(o.done)
+	}()
+	return o, nil
+}
+
+// closeLocked makes the next request of the same kind raise a new prompt.
+func (ps *prompts) closeLocked(k promptKey, o *openPrompt) {
+	if ps.open[k] == o {
+		delete(ps.open, k)
+	}
+}
+
+// withdraw ends the prompts that gone says so of, with a cause that their
+// requests get.
+func (ps *prompts) withdraw(gone func(promptKey) bool, cause error) {
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	for k, o := range ps.open {
+		if gone(k) {
+			o.cancel(cause)
+			ps.closeLocked(k, o)
+		}
+	}
+}
+
+// wait returns when no prompt is left. Every request must have ended.
+func (ps *prompts) wait() { ps.asking.Wait() }
