@@ -23,9 +23,10 @@ type Network interface {
 
 // Candidate is somebody's claim that a phone is at an address.
 type Candidate struct {
-	Source   string // who said so; each source gets its turn
-	Instance string // the service instance's name
-	Address  string // for Dial
+	Source   string  // who said so; each source gets its turn
+	Instance string  // the service instance's name
+	Address  string  // for Dial
+	Via      Network // by which it was found; nil for an address that a person gave
 }
 
 // Limits of Race. A start is a TCP and TLS handshake: cheap for us, and a rogue
