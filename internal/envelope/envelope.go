@@ -6,8 +6,12 @@
 package envelope
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
+	"io"
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/go-json-experiment/json"
@@ -123,10 +127,12 @@ func Encode(e Envelope) ([]byte, error) {
 	return b, nil
 }
 
-// Decode reads one JSON object, strictly: an unknown version, type or member, a
-// duplicate or wrongly cased name, trailing bytes and values out of bounds are
-// errors. An error is an *Error with the code to answer with; the envelope then
-// has the id, as far as it could be read, and no payload.
+// Decode reads one JSON object, strictly: it takes what Encode gives, with any
+// white space, order of members and escapes in strings, and nothing else. An
+// unknown version, type or member, a duplicate, missing or wrongly cased name, a
+// null, trailing bytes and values out of bounds are errors. An error is an
+// *Error with the code to answer with; the envelope then has the id, as far as
+// it could be read, and no payload.
 func Decode(b []byte) (Envelope, error) {
 	if len(b) > MaxSize {
 		return Envelope{}, Errorf(CodeBadRequest, "envelope of %d bytes, more than %d", len(b), MaxSize)
@@ -143,6 +149,8 @@ func Decode(b []byte) (Envelope, error) {
 	switch {
 	case err != nil:
 		return e, Errorf(CodeBadRequest, "envelope: %v", err)
+	case w.Version == 0 || w.Type == "":
+		return e, Errorf(CodeBadRequest, "envelope without version or type")
 	case w.Version != Version:
 		return e, Errorf(CodeUnsupported, "protocol version %d, not %d", w.Version, Version)
 	}
@@ -153,14 +161,93 @@ func Decode(b []byte) (Envelope, error) {
 	if w.Payload.Kind() != '{' {
 		return e, Errorf(CodeBadRequest, "%s: payload is not an object", w.Type)
 	}
+	if err := checkLists(w.Payload); err != nil {
+		return e, Errorf(CodeBadRequest, "%s: %v", w.Type, err)
+	}
 	if err := json.Unmarshal(w.Payload, p, json.RejectUnknownMembers(true)); err != nil {
 		return e, Errorf(CodeBadRequest, "%s: %v", w.Type, err)
 	}
 	if err := p.validate(); err != nil {
 		return e, Errorf(CodeBadRequest, "%s: %v", w.Type, err)
 	}
+	if err := checkForm(b, Envelope{ID: w.ID, Payload: p}); err != nil {
+		return e, Errorf(CodeBadRequest, "%s: %v", w.Type, err)
+	}
 	e.Payload = p
 	return e, nil
+}
+
+// checkLists bounds every list before memory is taken for its elements: 256 KiB
+// of "{}," would become 80 MB of keys otherwise.
+func checkLists(payload jsontext.Value) error {
+	const most = MaxKeys // of any list; validate knows each one's own bound
+	d := jsontext.NewDecoder(bytes.NewBuffer(payload))
+	for {
+		if _, err := d.ReadToken(); err == io.EOF {
+			return nil
+		} else if err != nil {
+			return err
+		}
+		if kind, n := d.StackIndex(d.StackDepth()); kind == '[' && n > most {
+			return fmt.Errorf("%s: more than %d elements", d.StackPointer().Parent(), most)
+		}
+	}
+}
+
+// checkForm compares b, which was read as e, with what Encode makes of e. That
+// finds what a Go value does not show: a member that is missing, null or empty
+// where it must be left out, and base64 or a time that is not written in the
+// one way.
+func checkForm(b []byte, e Envelope) error {
+	c, err := Encode(e)
+	if err != nil {
+		return err
+	}
+	var got, want any
+	if err := errors.Join(json.Unmarshal(b, &got), json.Unmarshal(c, &want)); err != nil {
+		return err
+	}
+	return sameForm("", got, want)
+}
+
+// sameForm compares two JSON values and names the first difference by its JSON
+// pointer. Numbers are compared as float64, which is exact for the protocol's.
+func sameForm(path string, got, want any) error {
+	switch want := want.(type) {
+	case map[string]any:
+		got, ok := got.(map[string]any)
+		if !ok {
+			return fmt.Errorf("%s is not an object", path)
+		}
+		for _, name := range slices.Sorted(maps.Keys(want)) {
+			if _, ok := got[name]; !ok {
+				return fmt.Errorf("%s/%s is missing", path, name)
+			}
+			if err := sameForm(path+"/"+name, got[name], want[name]); err != nil {
+				return err
+			}
+		}
+		for _, name := range slices.Sorted(maps.Keys(got)) {
+			if _, ok := want[name]; !ok {
+				return fmt.Errorf("%s/%s is empty, not left out", path, name)
+			}
+		}
+	case []any:
+		got, ok := got.([]any)
+		if !ok || len(got) != len(want) {
+			return fmt.Errorf("%s is not a list of %d", path, len(want))
+		}
+		for i := range want {
+			if err := sameForm(fmt.Sprintf("%s/%d", path, i), got[i], want[i]); err != nil {
+				return err
+			}
+		}
+	default: // a string, number or bool
+		if got != want {
+			return fmt.Errorf("%s is null or not written in the one way", path)
+		}
+	}
+	return nil
 }
 
 // checkID accepts up to MaxID letters, digits, '-' and '_'. The empty id stands
@@ -196,23 +283,25 @@ const timeLayout = "2006-01-02T15:04:05.000Z"
 // At gives t as it will be read at the other end: UTC, whole milliseconds.
 func At(t time.Time) Time { return Time{t.UTC().Truncate(time.Millisecond)} }
 
-// MarshalText implements encoding.TextMarshaler.
-func (t Time) MarshalText() ([]byte, error) {
+// MarshalJSON gives the link's form. It and UnmarshalJSON are needed although a
+// time is a text: the JSON methods of the embedded time.Time would win over text
+// methods here.
+func (t Time) MarshalJSON() ([]byte, error) {
 	if y := t.UTC().Year(); y < 0 || y > 9999 {
 		return nil, fmt.Errorf("year %d does not fit RFC 3339", y)
 	}
-	return t.UTC().AppendFormat(nil, timeLayout), nil
+	return t.UTC().AppendFormat(nil, `"`+timeLayout+`"`), nil
 }
 
-// UnmarshalText implements encoding.TextUnmarshaler. It takes exactly what
-// MarshalText gives.
-func (t *Time) UnmarshalText(b []byte) error {
-	v, err := time.Parse(timeLayout, string(b))
+// UnmarshalJSON takes exactly what MarshalJSON gives.
+func (t *Time) UnmarshalJSON(b []byte) error {
+	s, err := jsontext.AppendUnquote(nil, b)
 	if err != nil {
-		return fmt.Errorf("time %q is not of the form %s", clip(string(b)), timeLayout)
+		return errors.New("time is not a string")
 	}
-	if v.Format(timeLayout) != string(b) {
-		return fmt.Errorf("time %q is not of the form %s", clip(string(b)), timeLayout)
+	v, err := time.Parse(timeLayout, string(s))
+	if err != nil || v.Format(timeLayout) != string(s) {
+		return fmt.Errorf("time %q is not of the form %s", clip(string(s)), timeLayout)
 	}
 	t.Time = v.UTC()
 	return nil

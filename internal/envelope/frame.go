@@ -50,7 +50,10 @@ func ReadFrame(r io.Reader) ([]byte, error) {
 
 // WriteFrame writes one frame in a single Write.
 func WriteFrame(w io.Writer, b []byte) error {
-	if len(b) == 0 || len(b) > MaxSize {
+	if len(b) == 0 {
+		return fmt.Errorf("%w: empty envelope", ErrFraming)
+	}
+	if len(b) > MaxSize {
 		return fmt.Errorf("%w: %d bytes", ErrTooLarge, len(b))
 	}
 	frame := make([]byte, 4, 4+len(b))

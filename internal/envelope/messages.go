@@ -5,6 +5,7 @@ package envelope
 import (
 	"errors"
 	"fmt"
+	"math"
 	"unicode/utf8"
 )
 
@@ -76,19 +77,19 @@ type SignRequest struct {
 type Context struct {
 	Device           string       `json:"device"`
 	Operation        string       `json:"operation"`
-	Destination      *Destination `json:"destination,omitzero"`
-	Processes        []Process    `json:"processes,omitzero"` // the client first
-	WorkingDirectory string       `json:"workingDirectory,omitzero"`
-	Reason           string       `json:"reason,omitzero"`
+	Destination      *Destination `json:"destination,omitempty"`
+	Processes        []Process    `json:"processes,omitempty"` // the client first
+	WorkingDirectory string       `json:"workingDirectory,omitempty"`
+	Reason           string       `json:"reason,omitempty"`
 }
 
 // Destination is where a login goes, as the device saw it.
 type Destination struct {
-	HostNames []string `json:"hostNames,omitzero"` // from known_hosts
+	HostNames []string `json:"hostNames,omitempty"` // from known_hosts
 	// Binds are the session-bind@openssh.com statements of the connection in
 	// their order, one a hop; the last one is the destination's.
-	Binds     []Bind `json:"binds,omitzero"`
-	Forwarded bool   `json:"forwarded,omitzero"`
+	Binds     []Bind `json:"binds,omitempty"`
+	Forwarded bool   `json:"forwarded"`
 }
 
 // Bind is one session-bind@openssh.com statement (PROTOCOL.agent).
@@ -134,8 +135,8 @@ type PairResponse struct {
 // PairConfirm carries the device's nonce, which opens its commitment, or an
 // end's proof that it agrees. Exactly one is set.
 type PairConfirm struct {
-	Nonce []byte `json:"nonce,omitzero"`
-	Done  []byte `json:"done,omitzero"`
+	Nonce []byte `json:"nonce,omitempty"`
+	Done  []byte `json:"done,omitempty"`
 }
 
 // Ping asks for a Pong of the same id.
@@ -199,6 +200,16 @@ func (*Error) Type() Type           { return TypeError }           // Type imple
 // NonceSize is the size of a pairing nonce, commitment or proof in bytes.
 const NonceSize = 32
 
+// first gives the first failure, so that a message about it is one line.
+func first(errs ...error) error {
+	for _, err := range errs {
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 func text(member, s string, most int) error {
 	if len(s) > most {
 		return fmt.Errorf("%s has %d bytes, more than %d", member, len(s), most)
@@ -238,8 +249,8 @@ func count(member string, n, most int) error {
 }
 
 func stamp(member string, t Time) error {
-	if t.IsZero() {
-		return fmt.Errorf("%s is missing", member)
+	if At(t.Time).IsZero() {
+		return fmt.Errorf("%s is not set", member)
 	}
 	return nil
 }
@@ -250,7 +261,7 @@ func (h *Hello) validate() error {
 	for _, c := range h.Capabilities {
 		errs = append(errs, text("capability", c, MaxName))
 	}
-	return errors.Join(errs...)
+	return first(errs...)
 }
 
 func (*KeyListRequest) validate() error { return nil }
@@ -263,7 +274,7 @@ func (r *KeyListResponse) validate() error {
 	if len(r.CAKey) > 0 {
 		errs = append(errs, blob("caKey", r.CAKey, MaxBlob))
 	}
-	return errors.Join(errs...)
+	return first(errs...)
 }
 
 func (k *PublicKey) validate() error {
@@ -274,11 +285,11 @@ func (k *PublicKey) validate() error {
 	default:
 		errs = append(errs, fmt.Errorf("providerKind %q is not known", clip(string(k.ProviderKind))))
 	}
-	return errors.Join(errs...)
+	return first(errs...)
 }
 
 func (r *SignRequest) validate() error {
-	return errors.Join(blob("publicKeyBlob", r.PublicKeyBlob, MaxBlob), blob("data", r.Data, MaxData),
+	return first(blob("publicKeyBlob", r.PublicKeyBlob, MaxBlob), blob("data", r.Data, MaxData),
 		stamp("createdAt", r.CreatedAt), r.Context.validate())
 }
 
@@ -288,6 +299,9 @@ func (c *Context) validate() error {
 		count("processes", len(c.Processes), MaxProcesses)}
 	for _, p := range c.Processes {
 		errs = append(errs, text("executable", p.Executable, MaxPath))
+		if p.PID < 0 || p.PID > math.MaxInt32 { // pid_t
+			errs = append(errs, fmt.Errorf("pid %d is not a process's", p.PID))
+		}
 	}
 	if d := c.Destination; d != nil {
 		errs = append(errs, count("host names", len(d.HostNames), MaxHostNames), count("binds", len(d.Binds), MaxBinds))
@@ -299,7 +313,7 @@ func (c *Context) validate() error {
 				blob("signature", b.Signature, MaxBlob))
 		}
 	}
-	return errors.Join(errs...)
+	return first(errs...)
 }
 
 func (r *SignResponse) validate() error { return blob("signature", r.Signature, MaxBlob) }
@@ -309,10 +323,10 @@ func (*Pending) validate() error { return nil }
 func (*Cancel) validate() error { return nil }
 
 func (r *PairRequest) validate() error {
-	return errors.Join(name(r.Name), exactly("commitment", r.Commitment))
+	return first(name(r.Name), exactly("commitment", r.Commitment))
 }
 
-func (r *PairResponse) validate() error { return errors.Join(name(r.Name), exactly("nonce", r.Nonce)) }
+func (r *PairResponse) validate() error { return first(name(r.Name), exactly("nonce", r.Nonce)) }
 
 func (r *PairConfirm) validate() error {
 	switch {
@@ -330,7 +344,13 @@ func (*Pong) validate() error { return nil }
 
 func (e *Error) validate() error {
 	if e.Code == "" {
-		return errors.New("code is missing")
+		return errors.New("code is empty")
 	}
-	return errors.Join(text("code", string(e.Code), MaxName), text("message", e.Message, MaxText))
+	// A newer phone may have more codes, but they are words: they reach terminals.
+	for _, c := range []byte(e.Code) {
+		if (c < 'a' || c > 'z') && (c < 'A' || c > 'Z') {
+			return errors.New("code has a character other than letters")
+		}
+	}
+	return first(text("code", string(e.Code), MaxName), text("message", e.Message, MaxText))
 }
