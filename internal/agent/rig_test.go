@@ -16,6 +16,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -24,7 +25,6 @@ import (
 	"golang.org/x/crypto/ssh"
 	xagent "golang.org/x/crypto/ssh/agent"
 
-	"vmux.app/toolkit/internal/process"
 	"vmux.app/toolkit/internal/signed"
 )
 
@@ -86,10 +86,8 @@ func (m *memory) Sign(ctx context.Context, r Request) (*ssh.Signature, error) {
 func (m *memory) requests() []Request {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return bytesClone(m.asked)
+	return slices.Clone(m.asked)
 }
-
-func bytesClone[T any](s []T) []T { return append([]T(nil), s...) }
 
 // logText is a log that tests read.
 type logText struct {
@@ -135,19 +133,18 @@ type rig struct {
 
 // newRig serves an agent with an ed25519 and a P-256 key on a socket. Its clients are taken for ssh unless setup says
 // otherwise.
-func newRig(t testing.TB, setup ...func(*Options, *Server)) *rig {
+func newRig(t testing.TB, setup ...func(*Server)) *rig {
 	t.Helper()
 	r := &rig{t: t, signer: &memory{}, log: &logText{}}
 	r.signer.add(newEd25519(t), "ed@phone")
 	r.signer.add(newP256(t), "p256@phone")
-	o := Options{Signer: r.signer, Log: slog.New(slog.NewTextHandler(r.log, &slog.HandlerOptions{Level: slog.LevelDebug}))}
-	for _, f := range setup {
-		f(&o, &Server{})
-	}
-	r.server = New(o)
+	r.server = New(Options{
+		Signer: r.signer,
+		Log:    slog.New(slog.NewTextHandler(r.log, &slog.HandlerOptions{Level: slog.LevelDebug})),
+	})
 	r.server.proc.executable = func(int) (string, error) { return "/usr/bin/ssh", nil }
 	for _, f := range setup {
-		f(&Options{}, r.server)
+		f(r.server)
 	}
 	r.serve()
 	return r
@@ -321,15 +318,11 @@ func sshsigData(namespace string) []byte {
 	return m.Marshal()
 }
 
-func withPolicy(p Policy) func(*Options, *Server) {
-	return func(o *Options, _ *Server) { o.Policy = p }
-}
+func withPolicy(p Policy) func(*Server) { return func(s *Server) { s.SetPolicy(p) } }
 
 // runsAs has the clients run the program.
-func runsAs(executable string) func(*Options, *Server) {
-	return func(_ *Options, s *Server) {
+func runsAs(executable string) func(*Server) {
+	return func(s *Server) {
 		s.proc.executable = func(int) (string, error) { return executable, nil }
 	}
 }
-
-var _ = process.Process{}

@@ -87,10 +87,11 @@ func (c *conn) decide(r *Request, body []byte) (*ssh.Signature, error) {
 // of a listed certificate or a certificate for a listed key.
 func (c *conn) parseSignRequest(r *Request, body []byte) (asked ssh.PublicKey, err error) {
 	rest := cryptobyte.String(body)
-	var blob []byte
-	if !readString(&rest, &blob) || !readString(&rest, &r.Data) || !rest.ReadUint32(&r.Flags) || !rest.Empty() {
+	var blob, data []byte
+	if !readString(&rest, &blob) || !readString(&rest, &data) || !rest.ReadUint32(&r.Flags) || !rest.Empty() {
 		return nil, refusal("malformed request")
 	}
+	r.Data = data
 	r.Meaning = signed.Parse(r.Data)
 	keys := c.server.signer.Keys()
 	for _, k := range keys {
@@ -173,7 +174,7 @@ func (c *conn) logDecision(r Request, err error, took time.Duration) {
 	}
 	add("outcome", outcome)
 	add("reason", reason)
-	if r.Data != nil { // the request was understood
+	if r.Data != nil { // the request could be read
 		add("kind", r.Meaning.Kind.String())
 	}
 	if r.Key.Public != nil {
@@ -191,6 +192,6 @@ func (c *conn) logDecision(r Request, err error, took time.Duration) {
 	if r.Forwarded {
 		attrs = append(attrs, slog.Bool("forwarded", true))
 	}
-	attrs = append(attrs, slog.Duration("duration", took.Round(time.Millisecond)))
+	attrs = append(attrs, slog.Duration("duration", took.Round(time.Microsecond)))
 	log.LogAttrs(context.Background(), level, "sign request", attrs...)
 }
