@@ -88,11 +88,16 @@ func ownFile() string {
 // everything, so root's tests play another user.
 func TestHarden(t *testing.T) {
 	t.Parallel()
-	dir := tempDir(t)
-	for d := dir; len(d) > len(os.TempDir()); d = filepath.Dir(d) {
-		if err := os.Chmod(d, 0o755); err != nil {
-			t.Fatal(err)
-		}
+	dir, err := os.MkdirTemp("", "v") // t.TempDir has two levels, one of them shut
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	if err := os.Chmod(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if dir, err = filepath.EvalSymlinks(dir); err != nil {
+		t.Fatal(err)
 	}
 	path := install(t, filepath.Join(dir, "tool"))
 	unprivileged := func(cmd *exec.Cmd) {

@@ -147,7 +147,7 @@ func fileListener(f *os.File) (*net.UnixListener, error) {
 // bindMode binds, sees to the mode, and only then listens: until then every connection is refused,
 // whatever mode the file has.
 func bindMode(fd int, path string) (os.FileInfo, error) {
-	if err := unix.Bind(fd, &unix.SockaddrUnix{Name: path}); err != nil {
+	if err := bind(fd, path); err != nil {
 		return nil, fmt.Errorf("bind socket %s: %w", path, err)
 	}
 	fi, err := os.Lstat(path)

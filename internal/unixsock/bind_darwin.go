@@ -26,6 +26,9 @@ func newSocket() (int, error) {
 	return fd, nil
 }
 
+// bind makes the socket file, with 0777 less the umask: fchmod does not work on sockets here.
+func bind(fd int, path string) error { return unix.Bind(fd, &unix.SockaddrUnix{Name: path}) }
+
 func bindListen(fd int, path string) (os.FileInfo, error) { return bindApart(fd, path, renameNew) }
 
 // renameNew never replaces a file. File systems that cannot promise it (RENAME_EXCL is for APFS and HFS+) are

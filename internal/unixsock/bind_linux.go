@@ -13,11 +13,13 @@ func newSocket() (int, error) {
 	return unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 }
 
-// bindListen relies on unix_bind: the file gets the mode of the socket's own inode less the umask, so that it
-// is born with 0600 or less under any umask, and no umask of the process has to be changed.
-func bindListen(fd int, path string) (os.FileInfo, error) {
+// bind makes the socket file. The kernel gives it the mode of the socket's own inode less the umask (unix_bind_bsd),
+// so it is born with 0600 or less under any umask, and the umask of the process is left alone.
+func bind(fd int, path string) error {
 	if err := unix.Fchmod(fd, uint32(socketMode)); err != nil {
-		return nil, fmt.Errorf("socket mode: %w", err)
+		return fmt.Errorf("socket mode: %w", err)
 	}
-	return bindMode(fd, path)
+	return unix.Bind(fd, &unix.SockaddrUnix{Name: path})
 }
+
+func bindListen(fd int, path string) (os.FileInfo, error) { return bindMode(fd, path) }

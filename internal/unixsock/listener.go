@@ -268,7 +268,7 @@ func (l *Listener) restoreLocked() (made bool, err error) {
 		if err != nil {
 			return false, err
 		}
-		_ = l.lock.Close()
+		_ = release(l.lock)
 		l.lock = lock
 	}
 	if !missing {

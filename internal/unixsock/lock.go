@@ -9,7 +9,6 @@ import (
 	"io"
 	"os"
 	"strconv"
-	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -33,7 +32,8 @@ func acquire(path string) (*os.File, error) {
 		if err != nil {
 			return nil, err
 		}
-		if err := flock(f); err != nil {
+		ours, err := tryLock(f, name)
+		if err != nil {
 			pid := readPID(f)
 			_ = f.Close()
 			if errors.Is(err, unix.EWOULDBLOCK) {
@@ -41,22 +41,24 @@ func acquire(path string) (*os.File, error) {
 			}
 			return nil, fmt.Errorf("lock %s: %w", name, err)
 		}
-		if holds(f, name) {
+		if ours {
 			if err := writePID(f); err != nil {
 				_ = f.Close()
 				return nil, err
 			}
 			return f, nil
 		}
-		_ = f.Close() // locked a file that has been deleted in between
+		_ = f.Close()
 	}
 	return nil, fmt.Errorf("lock file %s is being deleted again and again", name)
 }
 
-// release gives the lock up. The pid goes first, or people would look for a process that has ended.
+// release gives the lock up. The pid goes first, or people would look for a process that has ended. Closing alone
+// is not enough: a child that has been forked and not yet executed shares the lock.
 func release(f *os.File) error {
 	terr := f.Truncate(0)
-	return errors.Join(terr, f.Close())
+	uerr := unix.Flock(int(f.Fd()), unix.LOCK_UN)
+	return errors.Join(terr, uerr, f.Close())
 }
 
 func openLock(name string) (*os.File, error) {
@@ -83,12 +85,14 @@ func openLock(name string) (*os.File, error) {
 	return f, nil
 }
 
-func flock(f *os.File) error {
+// tryLock answers false when the file has lost its name since it was opened: its lock keeps nobody out.
+func tryLock(f *os.File, name string) (bool, error) {
 	for {
 		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-		if !errors.Is(err, syscall.EINTR) {
-			return err
+		if errors.Is(err, unix.EINTR) {
+			continue
 		}
+		return err == nil && holds(f, name), err
 	}
 }
 

@@ -29,10 +29,7 @@ func childSpecial(verb, arg string) string {
 		if err != nil {
 			return err.Error()
 		}
-		if err := unix.Fchmod(fd, uint32(socketMode)); err != nil {
-			return err.Error()
-		}
-		if err := unix.Bind(fd, &unix.SockaddrUnix{Name: arg}); err != nil {
+		if err := bind(fd, arg); err != nil {
 			return err.Error()
 		}
 		fi, err := os.Lstat(arg)

@@ -14,6 +14,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -78,9 +79,12 @@ func mode(t *testing.T, path string) fs.FileMode {
 	return fi.Mode().Perm()
 }
 
-// deadSocket leaves a socket file that nobody listens on.
+// deadSocket leaves a socket file that nobody listens on. No process may be forked meanwhile: it would listen
+// until it is executed.
 func deadSocket(t *testing.T, path string) {
 	t.Helper()
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
 	ln, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
 	if err != nil {
 		t.Fatal(err)
@@ -500,7 +504,7 @@ func TestUmask(t *testing.T) {
 	}
 }
 
-// rename stands for the exclusive rename of the other system.
+// renameLink stands for the exclusive rename of the other system.
 func renameLink(from, to string) error {
 	if err := os.Link(from, to); err != nil {
 		return err
@@ -688,6 +692,50 @@ func TestDeletedLockFileIsMadeAgain(t *testing.T) {
 	if _, err := Listen(path); !errors.Is(err, ErrInUse) {
 		t.Fatalf("got %v", err)
 	}
+}
+
+func TestLockOnADeletedFileDoesNotCount(t *testing.T) {
+	t.Parallel()
+	name := filepath.Join(shortDir(t), "s.lock")
+	f, err := openLock(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := os.Remove(name); err != nil {
+		t.Fatal(err)
+	}
+	if ours, err := tryLock(f, name); ours || err != nil {
+		t.Errorf("got %v, %v", ours, err)
+	}
+	if err := os.WriteFile(name, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if ours, err := tryLock(f, name); ours || err != nil {
+		t.Errorf("got %v, %v", ours, err)
+	}
+}
+
+func TestReleaseIsForSharedDescriptorsToo(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(shortDir(t), "s")
+	f, err := acquire(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	shared, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(shared)
+	if err := release(f); err != nil {
+		t.Fatal(err)
+	}
+	g, err := acquire(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = release(g)
 }
 
 func TestSuccessorWithTheLockIsLeftAlone(t *testing.T) {
