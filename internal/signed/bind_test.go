@@ -174,6 +174,23 @@ func TestVerify(t *testing.T) {
 	}
 	sha1Cert.Signature = sha1
 	sk := skKey(t, ssh.KeyAlgoSKED25519)
+	skEC := skKey(t, ssh.KeyAlgoSKECDSA256)
+	// certBySK gives a host certificate whose CA is a security key.
+	certBySK := func(change func(*ssh.Signature)) []byte {
+		c := *hostCert
+		c.SignatureKey, c.Signature = sk.public, nil
+		tbs := c.Marshal()
+		sig, err := parseSignature(sk.sign(t, tbs[:len(tbs)-4], 1, 2))
+		if err != nil {
+			t.Fatal(err)
+		}
+		change(sig)
+		c.Signature = sig
+		return c.Marshal()
+	}
+	// otherFormat is a good signature but for the name of its format.
+	otherFormat := skEC.sign(t, sid, 1, 2)
+	otherFormat = append(appendString(nil, ssh.KeyAlgoSKED25519), otherFormat[4+len(ssh.KeyAlgoSKECDSA256):]...)
 
 	for _, tt := range []struct {
 		name string
@@ -190,6 +207,10 @@ func TestVerify(t *testing.T) {
 		{"forged certificate", Bind{HostKey: forged.Marshal(), SessionID: sid, Signature: edSig}, ErrHostSignature},
 		{"certificate with SHA-1", Bind{HostKey: sha1Cert.Marshal(), SessionID: sid, Signature: edSig}, ErrHostSignature},
 		{"certificate of a security key", Bind{HostKey: certify(t, ca, sk.public, ssh.HostCert, "h").Marshal(), SessionID: sid, Signature: sk.sign(t, sid, 0, 1)}, nil},
+		{"certificate by a security key", Bind{HostKey: certBySK(func(*ssh.Signature) {}), SessionID: sid, Signature: edSig}, nil},
+		{"certificate with trailing bytes in signature", Bind{HostKey: certBySK(func(s *ssh.Signature) { s.Rest = append(s.Rest, 0) }), SessionID: sid, Signature: edSig}, ErrHostSignature},
+		{"certificate with no counter in signature", Bind{HostKey: certBySK(func(s *ssh.Signature) { s.Rest = s.Rest[:1] }), SessionID: sid, Signature: edSig}, ErrHostSignature},
+		{"security key, other format", Bind{HostKey: skEC.public.Marshal(), SessionID: sid, Signature: otherFormat}, ErrHostSignature},
 		{"signature of another session", Bind{HostKey: ed.PublicKey().Marshal(), SessionID: flip(sid, 1), Signature: edSig}, ErrHostSignature},
 		{"signature of another key", Bind{HostKey: ca.PublicKey().Marshal(), SessionID: sid, Signature: edSig}, ErrHostSignature},
 		{"no session id", Bind{HostKey: ed.PublicKey().Marshal(), Signature: signWith(t, ed, nil, ssh.KeyAlgoED25519)}, ErrMalformed},

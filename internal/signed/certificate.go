@@ -85,7 +85,7 @@ func parseCertificate(data []byte) (Meaning, error) {
 	}
 	if r.err == nil {
 		key = append(key, fields[:len(fields)-len(r.rest)]...)
-		if _, err := parsePlainKey(key); err != nil {
+		if _, err := parseKey(key); err != nil {
 			r.failf("key: %w", err)
 		}
 	}

@@ -4,7 +4,6 @@ package signed
 
 import (
 	"bytes"
-	"encoding/binary"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -332,11 +331,17 @@ func TestParseOneByte(t *testing.T) {
 		"certificate, other name": {replace(cert, "cert-v01@openssh.com", "cert-v02@openssh.com"), Opaque},
 		"pam version 2":           {replace(pam, "\x00\x00\x00\x65", "\x00\x00\x00\x66"), PAM},
 		"pam, two users":          {replace(pam, "\x36\x00\x00\x00\x05alice", "\x36\x00\x00\x00\x05alicf"), PAM},
-		"pam, no arguments":       {bytes.Replace(replace(pam, "\x00\x00\x00\x10\x00\x00\x00\x02\x00\x00\x00\x04sudo\x00\x00\x00\x00", "\x00\x00\x00\x04\x00\x00\x00\x00"), pam[:4], binary.BigEndian.AppendUint32(nil, binary.BigEndian.Uint32(pam)-12), 1), PAM},
-		"nothing":                 {nil, Opaque},
-		"too long":                {append(login, make([]byte, maxData)...), Opaque},
-		"huge length":             {[]byte("\xff\xff\xff\xff2"), Opaque},
-		"webauthn":                {[]byte(`{"type":"webauthn.get","challenge":""}`), Opaque},
+		"pam, no arguments": {pamWith(pam, func(request []byte) []byte {
+			return replace(request, "\x00\x00\x00\x10\x00\x00\x00\x02\x00\x00\x00\x04sudo\x00\x00\x00\x00", "\x00\x00\x00\x04\x00\x00\x00\x00")
+		}), PAM},
+		"pam, more after time": {pamWith(pam, func(request []byte) []byte { return append(request, 0) }), PAM},
+		"pam, more arguments": {pamWith(pam, func(request []byte) []byte {
+			return replace(request, "\x00\x00\x00\x10\x00\x00\x00\x02", "\x00\x00\x00\x10\x00\x00\x00\x01")
+		}), PAM},
+		"nothing":     {nil, Opaque},
+		"too long":    {append(login, make([]byte, maxData)...), Opaque},
+		"huge length": {[]byte("\xff\xff\xff\xff2"), Opaque},
+		"webauthn":    {[]byte(`{"type":"webauthn.get","challenge":""}`), Opaque},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -349,6 +354,13 @@ func TestParseOneByte(t *testing.T) {
 			}
 		})
 	}
+}
+
+// pamWith gives data with what stands in the place of a session id changed.
+func pamWith(data []byte, change func([]byte) []byte) []byte {
+	r := reader{rest: data}
+	request := bytes.Clone(r.bytes("request", maxData))
+	return append(appendString(nil, change(request)), r.rest...)
 }
 
 func TestCheck(t *testing.T) {
@@ -427,11 +439,13 @@ func TestSameKey(t *testing.T) {
 	a := signerOf(t, newKey(t, ssh.KeyAlgoECDSA256)).PublicKey()
 	b := signerOf(t, newKey(t, ssh.KeyAlgoECDSA256)).PublicKey()
 	certA, certA2, certB := certify(t, ca, a, ssh.UserCert, "x"), certify(t, ca, a, ssh.HostCert, "y"), certify(t, ca, b, ssh.UserCert, "x")
+	long := certify(t, ca, a, ssh.UserCert, strings.Repeat("x", maxKey))
 	for _, tt := range []struct {
 		name string
 		a, b []byte
 		want bool
 	}{
+		{"too long", long.Marshal(), long.Marshal(), false},
 		{"same", a.Marshal(), a.Marshal(), true},
 		{"other", a.Marshal(), b.Marshal(), false},
 		{"certificate and key", certA.Marshal(), a.Marshal(), true},
