@@ -104,13 +104,16 @@ func sign(t *testing.T, old, new string) string {
 	return strings.Replace(string(b), old, new, 1)
 }
 
-func TestDecodeRefuses(t *testing.T) {
-	t.Parallel()
-	tests := []struct {
-		name, in, id string
-		code         Code
-		why          string // part of the message
-	}{
+// refusal is a text that Decode refuses.
+type refusal struct {
+	name, in, id string
+	code         Code
+	why          string // part of the message
+}
+
+func refusals(t *testing.T) []refusal {
+	t.Helper()
+	return []refusal{
 		{"nothing", ``, "", CodeBadRequest, "EOF"},
 		{"null", `null`, "", CodeBadRequest, "without version"},
 		{"list", `[]`, "", CodeBadRequest, "array"},
@@ -210,7 +213,11 @@ func TestDecodeRefuses(t *testing.T) {
 		{"url missing", `{"version":1,"id":"a","type":"pairRequest","payload":{"name":"x","commitment":"` + strings.Repeat("A", 43) + `="}}`,
 			"a", CodeBadRequest, "/payload/url is missing"},
 	}
-	for _, test := range tests {
+}
+
+func TestDecodeRefuses(t *testing.T) {
+	t.Parallel()
+	for _, test := range refusals(t) {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
 			e, err := Decode([]byte(test.in))
@@ -232,28 +239,36 @@ func TestDecodeRefuses(t *testing.T) {
 	}
 }
 
-// What means the same is read the same.
+// spelling is a text that Decode takes and Encode does not give; it is the sample
+// signRequest.
+type spelling struct{ name, in string }
+
+func spellings(t *testing.T) []spelling {
+	t.Helper()
+	return []spelling{
+		{"white space", " \t\r\n" + sign(t, `"flags":4`, "\n\t\"flags\" : 4 ") + "\n"},
+		{"members moved", sign(t, `{"version":1,"id":"B-2_c"`, `{"id":"B-2_c","version":1`)},
+		{"escapes", sign(t, `"device":"laptop"`, `"dev\u0069ce":"l\u0061ptop"`)},
+		{"escaped slash", sign(t, `"/usr/bin/ssh"`, `"\/usr\/bin\/ssh"`)},
+		{"escaped bytes", sign(t, `"AAEC/w=="`, `"AAEC\/w=\u003d"`)},
+		{"escaped time", sign(t, goodTime, `"2\u00302`+goodTime[4:])},
+	}
+}
+
 func TestDecodeTakesOtherSpellings(t *testing.T) {
 	t.Parallel()
 	want, err := Encode(samples()[5].env)
 	if err != nil {
 		t.Fatal(err)
 	}
-	for name, in := range map[string]string{
-		"white space":   " \t\r\n" + sign(t, `"flags":4`, "\n\t\"flags\" : 4 ") + "\n",
-		"members moved": sign(t, `{"version":1,"id":"B-2_c"`, `{"id":"B-2_c","version":1`),
-		"escapes":       sign(t, `"device":"laptop"`, `"dev\u0069ce":"l\u0061ptop"`),
-		"escaped slash": sign(t, `"/usr/bin/ssh"`, `"\/usr\/bin\/ssh"`),
-		"escaped bytes": sign(t, `"AAEC/w=="`, `"AAEC\/w=\u003d"`),
-		"escaped time":  sign(t, goodTime, `"2\u00302`+goodTime[4:]),
-	} {
-		e, err := Decode([]byte(in))
+	for _, s := range spellings(t) {
+		e, err := Decode([]byte(s.in))
 		if err != nil {
-			t.Errorf("%s: %v", name, err)
+			t.Errorf("%s: %v", s.name, err)
 			continue
 		}
-		if got, err := Encode(e); err != nil || !bytes.Equal(got, want) {
-			t.Errorf("%s: got %s, %v, want %s", name, got, err, want)
+		if got, err := Encode(e); err != nil || !bytes.Equal(got, want) || s.in == string(want) {
+			t.Errorf("%s: got %s, %v, want %s", s.name, got, err, want)
 		}
 	}
 }
