@@ -142,7 +142,7 @@ func TestBufferGrowsWithWhatCame(t *testing.T) {
 // ended the reason of each end.
 func (r *rig) pending() (started chan struct{}, release chan struct{}, ended chan error) {
 	started, release, ended = make(chan struct{}, 100), make(chan struct{}), make(chan error, 100)
-	r.signer.before = func(ctx context.Context, _ Request) error {
+	r.signer.owner(func(ctx context.Context, _ Request) error {
 		started <- struct{}{}
 		select {
 		case <-ctx.Done():
@@ -152,7 +152,7 @@ func (r *rig) pending() (started chan struct{}, release chan struct{}, ended cha
 			ended <- nil
 			return nil
 		}
-	}
+	})
 	return started, release, ended
 }
 
@@ -315,7 +315,7 @@ func TestPanicClosesOneConnection(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
 	ed := r.signer.Keys()[0].Public
-	r.signer.before = func(context.Context, Request) error { panic("broken signer") }
+	r.signer.owner(func(context.Context, Request) error { panic("broken signer") })
 	other := r.dial()
 	c := r.dial()
 	c.send(frame(signMessage(ed, sshsigData("file"), 0)...))

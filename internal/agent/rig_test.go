@@ -83,6 +83,13 @@ func (m *memory) Sign(ctx context.Context, r Request) (*ssh.Signature, error) {
 	return nil, errors.New("unknown key")
 }
 
+// owner sets what the owner does with the next requests.
+func (m *memory) owner(f func(ctx context.Context, r Request) error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.before = f
+}
+
 func (m *memory) requests() []Request {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -267,11 +274,16 @@ func (c raw) mustClose() {
 
 func newEd25519(t testing.TB) ssh.Signer {
 	t.Helper()
+	return newSigner(t, newEd25519Key(t))
+}
+
+func newEd25519Key(t testing.TB) ed25519.PrivateKey {
+	t.Helper()
 	_, key, err := ed25519.GenerateKey(rand.Reader)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return newSigner(t, key)
+	return key
 }
 
 func newP256(t testing.TB) ssh.Signer {

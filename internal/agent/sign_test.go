@@ -250,12 +250,12 @@ func TestRefusalSticks(t *testing.T) {
 		s.now = func() time.Time { clock.Lock(); defer clock.Unlock(); return now }
 	})
 	deny := true
-	r.signer.before = func(context.Context, Request) error {
+	r.signer.owner(func(context.Context, Request) error {
 		if deny {
 			return fmt.Errorf("phone: %w", ErrDenied)
 		}
 		return nil
-	}
+	})
 	ed, p256 := r.signer.Keys()[0].Public, r.signer.Keys()[1].Public
 	step := func(name string, want byte, asked int, msg []byte) {
 		t.Helper()
@@ -285,7 +285,7 @@ func TestRefusalSticks(t *testing.T) {
 	clock.Unlock()
 	step("at the end", msgSignResponse, 1, signMessage(ed, login, 0))
 
-	r.signer.before = func(context.Context, Request) error { return errors.New("out of reach") }
+	r.signer.owner(func(context.Context, Request) error { return errors.New("out of reach") })
 	step("another failure", msgFailure, 1, signMessage(ed, loginData(ed, "c", nil), 0))
 	step("another failure does not stick", msgFailure, 1, signMessage(ed, loginData(ed, "c", nil), 0))
 }
