@@ -390,13 +390,18 @@ func (x *exchange) key() error {
 	if err != nil {
 		return err
 	}
+	x.derive(k)
+	return nil
+}
+
+// derive does key's part after the exporter, which vectors fix.
+func (x *exchange) derive(exported []byte) {
+	x.k = exported
 	if x.secret != nil {
-		k = mac(k, "url", x.secret)
+		x.k = mac(exported, "url", x.secret)
 	}
-	x.k = k
 	x.transcript = digest("transcript", []byte(x.deviceName), x.commitment,
 		[]byte(x.phoneName), x.phoneNonce, x.deviceNonce)
-	return nil
 }
 
 func (x *exchange) commit() []byte {
