@@ -121,7 +121,13 @@ func newPrompt(device Device, k *Key, m signed.Meaning, c *envelope.Context) *Pr
 		v.Operation = fmt.Sprintf("sign data for %q", shown(m.Namespace, 60))
 	case signed.PAM:
 		v.User = m.User
-		v.Operation = fmt.Sprintf("authenticate %s for %s (pam_ssh_agent_auth)", shown(m.User, 60), shown(m.Service, 40))
+		v.Operation = fmt.Sprintf("authenticate %s for sudo or the like (pam_ssh_agent_auth)", shown(m.User, 60))
+		if m.PAM != nil {
+			v.Operation = fmt.Sprintf("authenticate %s for %s as %s (pam_ssh_agent_auth)",
+				shown(m.User, 40), shown(m.PAM.Service, 40), shown(m.PAM.TargetUser, 40))
+			// The machine writes its name into the data itself; no key of its proves it.
+			p.Claimed.HostNames = []string{m.PAM.HostName}
+		}
 	}
 	return p
 }

@@ -9,6 +9,9 @@ import (
 	"strings"
 	"sync/atomic"
 	"time"
+
+	"vmux.app/toolkit/internal/envelope"
+	"vmux.app/toolkit/internal/safetext"
 )
 
 // ErrDenied is the owner's no.
@@ -190,7 +193,12 @@ func shown(s string, most int) string {
 	if len(r) <= most {
 		return string(r)
 	}
-	const mark = " … "
-	keep := (most - len([]rune(mark))) / 2
-	return string(r[:keep]) + mark + string(r[len(r)-keep:])
+	mark := []rune(" … ")
+	keep := (most - len(mark)) / 2
+	return string(r[:keep]) + string(mark) + string(r[len(r)-keep:])
 }
+
+// clean makes text from outside safe for one line of a terminal. The limit is
+// above what a message of the link can hold, one character escaped to four and
+// more.
+func clean(s string) string { return safetext.Line(s, 10*envelope.MaxSize) }

@@ -167,7 +167,7 @@ func Serve(ctx context.Context, home *Home, o Options) error {
 		services.Go(func() { s.advertise(ctx, uint16(local.Port)) })
 	}
 	services.Go(func() { s.serveControl(ctx, control) })
-	s.log.Info("listening", "address", listener.Addr())
+	s.log.Debug("listening", "address", listener.Addr())
 	s.event(Event{Event: EventListening, Address: listener.Addr().String()})
 	s.accept(ctx, listener)
 	cancel()

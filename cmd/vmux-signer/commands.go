@@ -1,0 +1,289 @@
+// SPDX-License-Identifier: BSD-3-Clause
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"golang.org/x/crypto/ssh"
+
+	"vmux.app/toolkit/internal/cli"
+	"vmux.app/toolkit/internal/safetext"
+	"vmux.app/toolkit/internal/signer"
+	"vmux.app/toolkit/internal/store"
+)
+
+// reloadTime bounds the wait for the running signer to take up a change.
+const reloadTime = 5 * time.Second
+
+func app() *cli.App {
+	return &cli.App{
+		Name:  "vmux-signer",
+		Usage: "keep SSH keys and sign what their owner approves",
+		Description: `The phone's part on any computer: it answers the vmux-agent of paired devices.
+The home is $VMUX_SIGNER_HOME, else $XDG_DATA_HOME/vmux-signer. Keys in it are not encrypted.`,
+		Commands: []*cli.Command{
+			{
+				Name: "init", Usage: "make the home: keys, certificate authority, name",
+				Flags: []cli.Flag{&cli.StringFlag{Name: "name", Usage: "be called `NAME` by devices",
+					DefaultText: "the computer's name"}},
+				Action: initHome,
+			},
+			{
+				Name: "serve", Usage: "answer paired devices until interrupted",
+				Flags: []cli.Flag{
+					&cli.StringFlag{Name: "listen", Usage: "listen on `HOST:PORT`", Value: ":0"},
+					&cli.BoolFlag{Name: "no-advertise", Usage: "do not advertise by DNS-SD"},
+					cli.Choice("approve", "ask for approval by `MEANS`; always is for tests and demonstrations", "",
+						"terminal", "askpass", "always"),
+					cli.LogLevelFlag(),
+				},
+				Action: serve,
+			},
+			{
+				Name: "pair", Usage: "let one device pair with the running signer", ArgsUsage: "[URL]",
+				Description: `Without URL, the device's owner types the digits that are shown here. With the URL that
+"vmux-pair --url" prints, that device is paired without digits. A window is for one try.`,
+				Flags: []cli.Flag{&cli.DurationFlag{Name: "timeout", Usage: "close the window after `DURATION`",
+					Value: signer.DefaultWindow}},
+				Action: pair,
+			},
+			{Name: "devices", Usage: "list the paired devices", Action: devices},
+			{Name: "forget", Usage: "unpair a device and cut its links", ArgsUsage: "DEVICE", Action: forget},
+			{
+				Name: "key", Usage: "manage the keys",
+				Subcommands: []*cli.Command{
+					{
+						Name: "add", Usage: "make a key and print its public half", ArgsUsage: "LABEL",
+						Flags:  []cli.Flag{cli.Choice("type", "make a key of `TYPE`", string(signer.ECDSA), string(signer.ECDSA), string(signer.Ed25519))},
+						Action: keyAdd,
+					},
+					{Name: "list", Usage: "list the keys", Action: keyList},
+					{Name: "disable", Usage: "neither offer nor use a key", ArgsUsage: "LABEL", Action: keyEnable(false)},
+					{Name: "enable", Usage: "offer and use a key again", ArgsUsage: "LABEL", Action: keyEnable(true)},
+					{Name: "remove", Usage: "destroy a key", ArgsUsage: "LABEL", Action: keyRemove},
+				},
+			},
+		},
+	}
+}
+
+func openHome(c *cli.Context) (*signer.Home, error) {
+	dir, err := store.Env(os.Getenv).SignerHome()
+	if err != nil {
+		return nil, err
+	}
+	return signer.Open(dir, func(s string) { cli.From(c).Warnf("%s", s) })
+}
+
+// keyObject is a key in JSON.
+type keyObject struct {
+	Label       string `json:"label"`
+	Enabled     bool   `json:"enabled"`
+	Provider    string `json:"providerKind"`
+	Algorithm   string `json:"algorithm,omitzero"`
+	Fingerprint string `json:"fingerprint,omitzero"`
+	PublicKey   string `json:"publicKey,omitzero"` // a line for authorized_keys
+	Error       string `json:"error,omitzero"`
+}
+
+func objectOf(k signer.Key) keyObject {
+	o := keyObject{Label: k.Label, Enabled: k.Enabled, Provider: string(k.Provider)}
+	if k.Err != nil {
+		o.Error = k.Err.Error()
+		return o
+	}
+	o.Algorithm, o.Fingerprint, o.PublicKey = k.Public.Type(), ssh.FingerprintSHA256(k.Public), line(k.Public, k.Label)
+	return o
+}
+
+func line(k ssh.PublicKey, comment string) string {
+	return strings.TrimSpace(string(ssh.MarshalAuthorizedKey(k))) + " " + comment
+}
+
+func initHome(c *cli.Context) error {
+	t := cli.From(c)
+	dir, err := store.Env(os.Getenv).SignerHome()
+	if err != nil {
+		return err
+	}
+	name := c.String("name")
+	if !c.IsSet("name") {
+		name = signer.HostName()
+	}
+	h, err := signer.Init(dir, name)
+	if err != nil {
+		return err
+	}
+	ca, err := h.CA()
+	if err != nil {
+		return err
+	}
+	keys, err := h.Keys()
+	if err != nil {
+		return err
+	}
+	result := struct {
+		Home string      `json:"home"`
+		Name string      `json:"name"`
+		CA   string      `json:"ca"`
+		Keys []keyObject `json:"keys"`
+	}{h.Dir(), name, line(ca, "vmux-signer CA "+name), nil}
+	for _, k := range keys {
+		result.Keys = append(result.Keys, objectOf(k))
+	}
+	t.Notef("made %s for the signer %s", h.Dir(), name)
+	t.Warnf("the keys are not encrypted: whoever can read %s has them", h.Dir())
+	t.Result(result, func(w io.Writer) {
+		for _, k := range result.Keys {
+			fmt.Fprintln(w, k.PublicKey)
+		}
+	})
+	return nil
+}
+
+// changed tells a running signer that the home has changed.
+func changed(c *cli.Context, h *signer.Home) error {
+	ctx, cancel := context.WithTimeout(c.Context, reloadTime)
+	defer cancel()
+	err := h.Reload(ctx)
+	if errors.Is(err, signer.ErrNotRunning) {
+		return nil
+	}
+	if err != nil {
+		return cli.Fail(cli.ExitFailed, "end the running vmux-signer and start it again",
+			fmt.Errorf("changed on disk, but the running vmux-signer did not take it up: %w", err))
+	}
+	return nil
+}
+
+func keyAdd(c *cli.Context) error {
+	h, err := openHome(c)
+	if err != nil {
+		return err
+	}
+	k, err := h.AddKey(c.Args().First(), signer.KeyType(c.String("type")))
+	if err != nil {
+		return err
+	}
+	o := objectOf(k)
+	cli.From(c).Result(o, func(w io.Writer) { fmt.Fprintln(w, o.PublicKey) })
+	return changed(c, h)
+}
+
+func keyList(c *cli.Context) error {
+	h, err := openHome(c)
+	if err != nil {
+		return err
+	}
+	keys, err := h.Keys()
+	if err != nil {
+		return err
+	}
+	result := struct {
+		Keys []keyObject `json:"keys"`
+	}{[]keyObject{}}
+	for _, k := range keys {
+		result.Keys = append(result.Keys, objectOf(k))
+	}
+	cli.From(c).Result(result, func(w io.Writer) {
+		tw := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
+		defer tw.Flush()
+		for _, k := range result.Keys {
+			state := "enabled"
+			if !k.Enabled {
+				state = "disabled"
+			}
+			if k.Error != "" {
+				fmt.Fprintf(tw, "%s\t%s\t%s\n", k.Label, "unusable", safetext.Line(k.Error, 200))
+				continue
+			}
+			fmt.Fprintf(tw, "%s\t%s\t%s\t%s\n", k.Label, state, k.Algorithm, k.Fingerprint)
+		}
+	})
+	return nil
+}
+
+func keyEnable(on bool) func(*cli.Context) error {
+	return func(c *cli.Context) error {
+		h, err := openHome(c)
+		if err != nil {
+			return err
+		}
+		label := c.Args().First()
+		if err := h.EnableKey(label, on); err != nil {
+			return err
+		}
+		if on {
+			cli.From(c).Notef("the key %s is enabled", label)
+		} else {
+			cli.From(c).Notef("the key %s is disabled", label)
+		}
+		return changed(c, h)
+	}
+}
+
+func keyRemove(c *cli.Context) error {
+	h, err := openHome(c)
+	if err != nil {
+		return err
+	}
+	label := c.Args().First()
+	if err := h.RemoveKey(label); err != nil {
+		return err
+	}
+	cli.From(c).Notef("the key %s is gone for good", label)
+	return changed(c, h)
+}
+
+func devices(c *cli.Context) error {
+	h, err := openHome(c)
+	if err != nil {
+		return err
+	}
+	s, err := h.Read()
+	if err != nil {
+		return err
+	}
+	result := struct {
+		Devices []signer.Device `json:"devices"`
+	}{s.Devices}
+	if result.Devices == nil {
+		result.Devices = []signer.Device{}
+	}
+	cli.From(c).Result(result, func(w io.Writer) {
+		tw := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
+		defer tw.Flush()
+		for _, d := range result.Devices {
+			seen := "never seen"
+			if !d.LastSeen.IsZero() {
+				seen = "seen " + d.LastSeen.Local().Format(time.DateTime)
+			}
+			fmt.Fprintf(tw, "%s\t%s\tpaired %s\t%s\n", safetext.Line(d.Name, 100), d.Pin, d.PairedAt.Local().Format(time.DateOnly), seen)
+		}
+	})
+	if len(result.Devices) == 0 && !cli.From(c).JSON() {
+		cli.From(c).Notef("no device is paired")
+	}
+	return nil
+}
+
+func forget(c *cli.Context) error {
+	h, err := openHome(c)
+	if err != nil {
+		return err
+	}
+	d, err := h.Forget(c.Args().First())
+	if err != nil {
+		return err
+	}
+	cli.From(c).Notef("%s is not paired any more", d.Name)
+	return changed(c, h)
+}
