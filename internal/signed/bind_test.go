@@ -61,10 +61,14 @@ func skKey(t testing.TB, typ string) securityKey {
 // sign follows PROTOCOL.u2f, SSH U2F Signatures.
 func (k securityKey) sign(t testing.TB, data []byte, flags byte, counter uint32) []byte {
 	t.Helper()
+	return k.signRest(t, data, binary.BigEndian.AppendUint32([]byte{flags}, counter))
+}
+
+// signRest signs with anything in the place of flags and counter.
+func (k securityKey) signRest(t testing.TB, data, rest []byte) []byte {
+	t.Helper()
 	app, msg := sha256.Sum256([]byte(k.application)), sha256.Sum256(data)
-	tbs := append(app[:], flags)
-	tbs = binary.BigEndian.AppendUint32(tbs, counter)
-	tbs = append(tbs, msg[:]...)
+	tbs := append(append(app[:], rest...), msg[:]...)
 	out := appendString(nil, k.public.Type())
 	if k.ed != nil {
 		out = appendString(out, ed25519.Sign(k.ed, tbs))
@@ -76,7 +80,7 @@ func (k securityKey) sign(t testing.TB, data []byte, flags byte, counter uint32)
 		}
 		out = appendString(out, ssh.Marshal(struct{ R, S *big.Int }{r, s}))
 	}
-	return binary.BigEndian.AppendUint32(append(out, flags), counter)
+	return append(out, rest...)
 }
 
 func signWith(t testing.TB, s ssh.Signer, data []byte, algorithm string) []byte {
@@ -175,16 +179,15 @@ func TestVerify(t *testing.T) {
 	sha1Cert.Signature = sha1
 	sk := skKey(t, ssh.KeyAlgoSKED25519)
 	skEC := skKey(t, ssh.KeyAlgoSKECDSA256)
-	// certBySK gives a host certificate whose CA is a security key.
-	certBySK := func(change func(*ssh.Signature)) []byte {
+	// certBySK gives a host certificate whose CA is a security key, which signs over rest.
+	certBySK := func(rest ...byte) []byte {
 		c := *hostCert
 		c.SignatureKey, c.Signature = sk.public, nil
 		tbs := c.Marshal()
-		sig, err := parseSignature(sk.sign(t, tbs[:len(tbs)-4], 1, 2))
-		if err != nil {
+		sig := new(ssh.Signature)
+		if err := ssh.Unmarshal(sk.signRest(t, tbs[:len(tbs)-4], rest), sig); err != nil {
 			t.Fatal(err)
 		}
-		change(sig)
 		c.Signature = sig
 		return c.Marshal()
 	}
@@ -207,9 +210,9 @@ func TestVerify(t *testing.T) {
 		{"forged certificate", Bind{HostKey: forged.Marshal(), SessionID: sid, Signature: edSig}, ErrHostSignature},
 		{"certificate with SHA-1", Bind{HostKey: sha1Cert.Marshal(), SessionID: sid, Signature: edSig}, ErrHostSignature},
 		{"certificate of a security key", Bind{HostKey: certify(t, ca, sk.public, ssh.HostCert, "h").Marshal(), SessionID: sid, Signature: sk.sign(t, sid, 0, 1)}, nil},
-		{"certificate by a security key", Bind{HostKey: certBySK(func(*ssh.Signature) {}), SessionID: sid, Signature: edSig}, nil},
-		{"certificate with trailing bytes in signature", Bind{HostKey: certBySK(func(s *ssh.Signature) { s.Rest = append(s.Rest, 0) }), SessionID: sid, Signature: edSig}, ErrHostSignature},
-		{"certificate with no counter in signature", Bind{HostKey: certBySK(func(s *ssh.Signature) { s.Rest = s.Rest[:1] }), SessionID: sid, Signature: edSig}, ErrHostSignature},
+		{"certificate by a security key", Bind{HostKey: certBySK(1, 0, 0, 0, 9), SessionID: sid, Signature: edSig}, nil},
+		{"certificate with trailing bytes in signature", Bind{HostKey: certBySK(1, 0, 0, 0, 9, 0), SessionID: sid, Signature: edSig}, ErrHostSignature},
+		{"certificate with no counter in signature", Bind{HostKey: certBySK(1), SessionID: sid, Signature: edSig}, ErrHostSignature},
 		{"security key, other format", Bind{HostKey: skEC.public.Marshal(), SessionID: sid, Signature: otherFormat}, ErrHostSignature},
 		{"signature of another session", Bind{HostKey: ed.PublicKey().Marshal(), SessionID: flip(sid, 1), Signature: edSig}, ErrHostSignature},
 		{"signature of another key", Bind{HostKey: ca.PublicKey().Marshal(), SessionID: sid, Signature: edSig}, ErrHostSignature},
