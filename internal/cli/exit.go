@@ -1,0 +1,187 @@
+// SPDX-License-Identifier: BSD-3-Clause
+
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"syscall"
+
+	"vmux.app/toolkit/internal/signer"
+	"vmux.app/toolkit/internal/store"
+)
+
+// Exit statuses of every command. Scripts rely on them.
+const (
+	ExitOK          = 0
+	ExitFailed      = 1
+	ExitUsage       = 2 // wrong usage or configuration
+	ExitNoAgent     = 3 // the agent is not running
+	ExitUnreachable = 4 // the phone cannot be reached
+	ExitDenied      = 5 // denied on the phone
+	ExitNoAnswer    = 6 // no answer in time
+	ExitNotPaired   = 7
+
+	exitSignal = 128 // and the signal's number, as shells have it
+)
+
+// Status is an error that ends the command with this status and prints nothing, for commands whose status
+// is a result.
+type Status int
+
+func (s Status) Error() string { return fmt.Sprintf("status %d", int(s)) }
+
+// Fail returns err with a status and a hint that hold whatever the table says.
+func Fail(exit int, hint string, err error) error { return &failure{exit, hint, err} }
+
+type failure struct {
+	exit int
+	hint string
+	err  error
+}
+
+func (f *failure) Error() string { return f.err.Error() }
+func (f *failure) Unwrap() error { return f.err }
+
+// A row of the table turns the errors it matches into a status and a hint.
+type row struct {
+	exit int
+	hint func(err error) (hint string, ok bool) // not ok: the row does not match
+}
+
+// is matches a sentinel.
+func is(target error, exit int, hint string) row {
+	return row{exit, func(err error) (string, bool) { return hint, errors.Is(err, target) }}
+}
+
+// as matches a type.
+func as[E error](exit int, hint func(E) string) row {
+	return row{exit, func(err error) (string, bool) {
+		e, ok := errors.AsType[E](err)
+		if !ok {
+			return "", false
+		}
+		return hint(e), true
+	}}
+}
+
+// advice is the table: one group for each package, the more special error before the more general one. It is
+// what vmux-doctor prints as remedy, too.
+func advice() []row {
+	return []row{
+		// store
+		is(store.ErrNoHome, ExitUsage, "set HOME to your home directory, as in HOME=/home/me"),
+		is(store.ErrBusy, ExitFailed, "look for a stopped vmux command (ps -u $USER | grep vmux), end it and try again"),
+		as(ExitUsage, func(e *store.ConfigError) string {
+			switch {
+			case e.Want != "":
+				return "write " + e.Want
+			case e.Line > 0:
+				return fmt.Sprintf("mend line %d of %s; vmux.toml(5) has the form", e.Line, e.File)
+			case e.Err != nil:
+				return "check the path and the permissions, or leave it out for the defaults: ls -l " + quote(e.File)
+			}
+			return "see vmux.toml(5)"
+		}),
+		as(ExitFailed, func(e *store.ModeError) string {
+			if e.Owner >= 0 {
+				return "run the command as the owner, or: sudo chown \"$(id -u)\" " + quote(e.Path)
+			}
+			if e.Dir {
+				return "look whether its files are yours, then: chmod 700 " + quote(e.Path)
+			}
+			return "look whether it is as you left it, then: chmod 600 " + quote(e.Path)
+		}),
+		as(ExitFailed, func(e *store.KeyError) string {
+			return fmt.Sprintf("restore it, or set it aside and pair again: mv %s %s && vmux-pair", quote(e.Path), quote(e.Path+".old"))
+		}),
+		as(ExitFailed, func(e *store.DamagedError) string {
+			if e.SetAside != "" {
+				return "pair again: vmux-pair"
+			}
+			return fmt.Sprintf("set it aside and pair again: mv %s %s && vmux-pair", quote(e.Path), quote(e.Path+".old"))
+		}),
+		as(ExitFailed, func(e *store.NewerError) string {
+			return "update these commands, or set the file aside and pair again: mv " + quote(e.Path) + " " + quote(e.Path+".newer")
+		}),
+		as(ExitFailed, func(e *store.UnwritableError) string {
+			if errors.Is(e, syscall.ENOSPC) || errors.Is(e, syscall.EDQUOT) {
+				return "make room: df " + quote(filepath.Dir(e.Path))
+			}
+			return "make the directory yours and writable: ls -ld " + quote(filepath.Dir(e.Path))
+		}),
+		as(ExitFailed, func(*store.InvalidError) string {
+			return "forget phones that are not used any more: vmux-pair --forget NAME"
+		}),
+
+		// signer
+		is(signer.ErrNotHome, ExitFailed, "make one: vmux-signer init"),
+		is(signer.ErrHomeExists, ExitFailed, "use it, or name another one: VMUX_SIGNER_HOME=DIR vmux-signer init"),
+		is(signer.ErrDirNotEmpty, ExitFailed, "name a directory that is empty or does not exist: VMUX_SIGNER_HOME=DIR vmux-signer init"),
+		is(signer.ErrHomeBusy, ExitFailed, "look for a stopped vmux-signer (ps -u $USER | grep vmux), end it and try again"),
+		is(signer.ErrServing, ExitFailed, "use the one that runs, or end it first"),
+		is(signer.ErrStateVersion, ExitFailed, "update vmux-signer"),
+		is(signer.ErrNotRunning, ExitFailed, "start it in another terminal: vmux-signer serve"),
+		is(signer.ErrName, ExitUsage, "choose another one, as in --name Pocket"),
+		is(signer.ErrLabel, ExitUsage, "choose another one, as in: vmux-signer key add work"),
+		is(signer.ErrKeyType, ExitUsage, "write --type ecdsa or --type ed25519"),
+		is(signer.ErrKeyExists, ExitFailed, "choose another label, or remove that key first; see: vmux-signer key list"),
+		is(signer.ErrNoKey, ExitFailed, "see what there is: vmux-signer key list"),
+		is(signer.ErrManyKeys, ExitFailed, "remove one that is not used: vmux-signer key remove LABEL"),
+		is(signer.ErrKeyEncrypted, ExitFailed, "take the passphrase off, with an empty new one: ssh-keygen -p -f FILE"),
+		is(signer.ErrKeyDamaged, ExitFailed, "restore the file from a backup, or move it out of the signer's home"),
+		is(signer.ErrNoDevice, ExitFailed, "see what there is: vmux-signer devices"),
+		is(signer.ErrManyDevices, ExitFailed, "forget one that is not used: vmux-signer forget DEVICE"),
+		is(signer.ErrWindowOpen, ExitFailed, "end the other vmux-signer pair, or wait until its window closes"),
+		is(signer.ErrWindowExpired, ExitNoAnswer, "try again, with vmux-pair running on the device: vmux-signer pair"),
+		is(signer.ErrWindowTime, ExitUsage, "write --timeout 2m"),
+		is(signer.ErrNoTerminal, ExitUsage, "run it in a terminal; to pair without one, use a URL: vmux-pair --url"),
+		is(signer.ErrNoAskpass, ExitUsage, "name one, as in SSH_ASKPASS=/usr/bin/ssh-askpass"),
+		is(signer.ErrControl, ExitFailed, "look at what the running vmux-signer logs"),
+		as(ExitFailed, func(e *signer.PermissionError) string {
+			if int(e.UID) != os.Geteuid() {
+				return "run the command as the owner, or: sudo chown \"$(id -u)\" " + quote(e.Path)
+			}
+			return fmt.Sprintf("chmod %o %s", e.Want, quote(e.Path))
+		}),
+		as(ExitFailed, func(e *signer.ListenError) string {
+			switch {
+			case errors.Is(e, syscall.EADDRINUSE):
+				return "choose another port, or let the system choose: --listen :0"
+			case errors.Is(e, syscall.EACCES):
+				return "choose a port above 1023: --listen :0"
+			}
+			return "choose an address of this computer: --listen HOST:PORT"
+		}),
+
+		// cli
+		is(ErrNoTerminal, ExitUsage, "run it in a terminal, or give the answer on the command line; see --help"),
+		is(ErrNoInput, ExitFailed, "type the answer and press Enter"),
+
+		// last, since others wrap it
+		is(context.DeadlineExceeded, ExitNoAnswer, "look at the phone, then try again"),
+	}
+}
+
+// Advice returns the exit status and the hint that belong to an error; both are fixed for an error that no row
+// matches.
+func Advice(err error) (exit int, hint string) {
+	if f, ok := errors.AsType[*failure](err); ok {
+		return f.exit, f.hint
+	}
+	if s, ok := errors.AsType[*signalError](err); ok {
+		return exitSignal + int(s.sig), "nothing is left waiting on the phone; run it again when you like"
+	}
+	if u, ok := errors.AsType[*UsageError](err); ok {
+		return ExitUsage, u.Hint
+	}
+	for _, r := range advice() {
+		if hint, ok := r.hint(err); ok {
+			return r.exit, hint
+		}
+	}
+	return ExitFailed, "vmux-doctor checks the whole set-up"
+}

@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: BSD-3-Clause
+
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+// maxAnswer is what a terminal gives in one line (MAX_CANON of Linux); macOS has less.
+const maxAnswer = 4096
+
+// readLine reads one line from the terminal f until ctx ends. A blocked read cannot be taken back and would eat
+// the next line, so select(2) waits for the line or for a byte in a pipe that the end of ctx writes. (poll(2)
+// does not know terminals on macOS.)
+func readLine(ctx context.Context, f *os.File) (string, error) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		return "", err
+	}
+	defer r.Close()
+	defer w.Close()
+	woken := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() { defer close(woken); w.Write([]byte{0}) }) // the pipe has room for it
+	defer func() {
+		if !stop() {
+			<-woken // before w is closed
+		}
+	}()
+	in, wake := int(f.Fd()), int(r.Fd())
+	if max(in, wake) >= unix.FD_SETSIZE {
+		return "", errors.New("too many open files to wait for an answer")
+	}
+	var line []byte
+	for {
+		var set unix.FdSet
+		set.Set(in)
+		set.Set(wake)
+		if _, err := unix.Select(max(in, wake)+1, &set, nil, nil, nil); errors.Is(err, unix.EINTR) {
+			continue
+		} else if err != nil {
+			return "", fmt.Errorf("cannot wait for an answer: %w", err)
+		}
+		if set.IsSet(wake) {
+			return "", context.Cause(ctx)
+		}
+		b := make([]byte, maxAnswer)
+		n, err := unix.Read(in, b)
+		switch {
+		case errors.Is(err, unix.EINTR) || errors.Is(err, unix.EAGAIN):
+			continue
+		case err != nil && !errors.Is(err, unix.EIO): // EIO: the terminal hung up
+			return "", fmt.Errorf("cannot read the answer: %w", err)
+		case n <= 0:
+			return "", ErrNoInput
+		}
+		line = append(line, b[:n]...)
+		if line[len(line)-1] == '\n' {
+			return string(line[:len(line)-1]), nil
+		}
+		if len(line) >= maxAnswer {
+			return "", fmt.Errorf("the answer has more than %d bytes", maxAnswer)
+		}
+	}
+}
