@@ -403,7 +403,9 @@ func (c *cache) maintain(now time.Time) (claims []Claim, questions []question, g
 				in.asked = maxAsks
 				continue
 			}
-			questions = append(questions, missing...)
+			if !slices.Contains(questions, missing[0]) {
+				questions = append(questions, missing...)
+			}
 			group = group || in.asked > 0
 			in.ask = now.Add(interval(in.asked))
 			in.asked++
