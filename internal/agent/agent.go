@@ -45,7 +45,7 @@ type Key struct {
 // Signer holds the keys.
 type Signer interface {
 	// Keys gives what to list, in order, from a cache: it is called for every listing and must not block. The
-	// result is not changed by either side.
+	// slice is never changed afterwards, by either side: other keys come in another slice.
 	Keys() []Key
 	// Sign asks the owner and signs r.Data with r.Key, in the format that signed.SignatureAlgorithm gives for
 	// r.Key.Public and r.Flags. It is called from many connections at once. ctx ends when the client hangs up;
@@ -94,14 +94,16 @@ type Server struct {
 	extensions map[string]Extension
 	names      []string // what the query extension answers
 
+	listed      atomic.Pointer[listing]
 	lock        *lock
 	refusals    refusals
 	connections atomic.Int64
 	full        atomic.Bool // maxConnections was reached and said
 
 	// For tests.
-	now  func() time.Time
-	proc processes
+	now   func() time.Time
+	proc  processes
+	limit int64 // maxConnections
 }
 
 // New makes a Server.
@@ -113,6 +115,7 @@ func New(o Options) *Server {
 		names:      extensionNames(o.Extensions),
 		lock:       newLock(),
 		now:        time.Now,
+		limit:      maxConnections,
 		proc:       systemProcesses(o.SelfExecutable),
 	}
 	if s.log == nil {
@@ -160,17 +163,17 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 			continue
 		}
 		pause = acceptPauseFirst
-		if s.connections.Add(1) > maxConnections {
+		if s.connections.Add(1) > s.limit {
 			s.connections.Add(-1)
 			conn.Close()
 			if s.full.CompareAndSwap(false, true) {
-				s.log.Warn("too many connections, closing new ones", "limit", maxConnections)
+				s.log.Warn("too many connections, closing new ones", "limit", s.limit)
 			}
 			continue
 		}
 		connections.Go(func() {
 			defer func() {
-				if s.connections.Add(-1) < maxConnections/2 {
+				if s.connections.Add(-1) < s.limit/2 {
 					s.full.Store(false)
 				}
 			}()

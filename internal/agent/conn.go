@@ -151,17 +151,31 @@ func (c *conn) refuse(request, reason string) {
 }
 
 func (c *conn) list(reply []byte) []byte {
-	var keys []Key
-	if !c.server.lock.locked.Load() {
-		keys = c.server.signer.Keys()
+	if c.server.lock.locked.Load() {
+		return append(reply, msgIdentitiesAnswer, 0, 0, 0, 0)
 	}
-	reply = append(reply, msgIdentitiesAnswer)
-	reply = binary.BigEndian.AppendUint32(reply, uint32(len(keys)))
+	return append(reply, c.server.listing(c.server.signer.Keys())...)
+}
+
+// listing is an answer to a listing, kept because encoding a key takes longer than the rest.
+type listing struct {
+	keys   []Key
+	answer []byte
+}
+
+// listing encodes keys, or gives what it encoded before: the same memory holds the same keys (see Signer), and cannot
+// be used again while the listing refers to it.
+func (s *Server) listing(keys []Key) []byte {
+	if last := s.listed.Load(); last != nil && len(keys) > 0 && len(last.keys) == len(keys) && &last.keys[0] == &keys[0] {
+		return last.answer
+	}
+	answer := binary.BigEndian.AppendUint32([]byte{msgIdentitiesAnswer}, uint32(len(keys)))
 	for _, k := range keys {
-		reply = appendString(reply, k.Public.Marshal())
-		reply = appendString(reply, k.Comment)
+		answer = appendString(answer, k.Public.Marshal())
+		answer = appendString(answer, k.Comment)
 	}
-	return reply
+	s.listed.Store(&listing{keys, answer})
+	return answer
 }
 
 func (c *conn) setLock(reply, body []byte, lock bool) []byte {

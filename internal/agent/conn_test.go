@@ -9,6 +9,7 @@ import (
 	"errors"
 	"net"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -391,5 +392,70 @@ func TestServeSaysWhenItsListenerCloses(t *testing.T) {
 	l.Close()
 	if err := r.server.Serve(t.Context(), l); !errors.Is(err, net.ErrClosed) {
 		t.Errorf("error %v", err)
+	}
+}
+
+// TestListFollowsKeys: a listing that is kept is not given for other keys.
+func TestListFollowsKeys(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	client := r.client()
+	list := func() (comments []string) {
+		t.Helper()
+		keys, err := client.List()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, k := range keys {
+			comments = append(comments, k.Comment)
+		}
+		return comments
+	}
+	set := func(keys []Key) {
+		r.signer.mu.Lock()
+		defer r.signer.mu.Unlock()
+		r.signer.keys = keys
+	}
+	a, b := r.signer.Keys()[0], r.signer.Keys()[1]
+	for _, keys := range [][]Key{{a, b}, {b, a}, {a}, nil, {b}, {}} {
+		set(keys)
+		var want []string
+		for _, k := range keys {
+			want = append(want, k.Comment)
+		}
+		for range 2 {
+			if got := list(); !slices.Equal(got, want) {
+				t.Errorf("%q, want %q", got, want)
+			}
+		}
+	}
+}
+
+func TestConnectionsAreBounded(t *testing.T) {
+	t.Parallel()
+	r := newRig(t, func(s *Server) { s.limit = 4 })
+	var open []raw
+	for range 4 {
+		c := r.dial()
+		c.call(msgRequestIdentities)
+		open = append(open, c)
+	}
+	for range 3 {
+		r.dial().mustClose()
+	}
+	if got := len(r.log.lines("too many connections")); got != 1 {
+		t.Errorf("said %d times", got)
+	}
+	for _, c := range open {
+		if got := c.call(msgRequestIdentities)[0]; got != msgIdentitiesAnswer {
+			t.Errorf("answer %d", got)
+		}
+	}
+	open[0].Close()
+	for r.server.Connections() == 4 {
+		runtime.Gosched() // the agent notices by itself
+	}
+	if got := r.dial().call(msgRequestIdentities)[0]; got != msgIdentitiesAnswer {
+		t.Errorf("answer %d", got)
 	}
 }

@@ -13,6 +13,7 @@ import (
 	"os/user"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"golang.org/x/crypto/ssh"
@@ -269,5 +270,32 @@ func TestEndedClientIsNobody(t *testing.T) {
 	}
 	if p.isSSH() || p.isOurs() {
 		t.Error("taken for ssh or ours")
+	}
+}
+
+// TestThreat_T10_PeerUID: another user is turned away even when the socket's mode lets them in.
+func TestThreat_T10_PeerUID(t *testing.T) {
+	t.Parallel()
+	sshAdd := find(t, "ssh-add")
+	if os.Geteuid() != 0 {
+		t.Skip("only root can be another user")
+	}
+	r := newRig(t)
+	for path, mode := range map[string]os.FileMode{filepath.Dir(r.socket): 0o755, r.socket: 0o777} {
+		if err := os.Chmod(path, mode); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for uid, want := range map[uint32]bool{0: true, 65534: false} {
+		cmd := exec.CommandContext(t.Context(), sshAdd, "-l")
+		cmd.Env = []string{"SSH_AUTH_SOCK=" + r.socket}
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: uid}}
+		out, err := cmd.CombinedOutput()
+		if listed := err == nil; listed != want {
+			t.Errorf("uid %d: listed is %v: %v\n%s", uid, listed, err, out)
+		}
+	}
+	if len(r.log.lines("level=WARN", "another user", "uid 65534")) != 1 {
+		t.Errorf("log:\n%s", r.log)
 	}
 }

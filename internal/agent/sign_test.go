@@ -343,3 +343,34 @@ func TestDecisionLog(t *testing.T) {
 		}
 	}
 }
+
+// TestThreat_N06_AgentRefuses: opaque data and certificates to be signed do not reach the phone unless the policy says so.
+func TestThreat_N06_AgentRefuses(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	ed := r.signer.Keys()[0].Public
+	cert := ssh.Certificate{Nonce: make([]byte, 32), Key: newP256(t).PublicKey(), CertType: ssh.UserCert, KeyId: "id",
+		ValidPrincipals: []string{"u"}, ValidBefore: 1e9, SignatureKey: ed}
+	body := cert.Marshal()
+	body = body[:len(body)-4] // the length of the signature to come
+	if kind := signed.Parse(body).Kind; kind != signed.Certificate {
+		t.Fatalf("certificate is taken for %v", kind)
+	}
+	for name, tt := range map[string]struct {
+		data   []byte
+		policy Policy
+	}{
+		"opaque":      {[]byte("anything"), Policy{Opaque: AskOwner}},
+		"certificate": {body, Policy{Certificates: AskOwner}},
+	} {
+		r.server.SetPolicy(Policy{})
+		before := len(r.signer.requests())
+		if got := r.dial().call(signMessage(ed, tt.data, 0)...)[0]; got != msgFailure || len(r.signer.requests()) != before {
+			t.Errorf("%s: answer %d, asked %d times", name, got, len(r.signer.requests())-before)
+		}
+		r.server.SetPolicy(tt.policy)
+		if got := r.dial().call(signMessage(ed, tt.data, 0)...)[0]; got != msgSignResponse {
+			t.Errorf("%s with a policy that asks: answer %d", name, got)
+		}
+	}
+}
