@@ -19,8 +19,13 @@ import (
 	"time"
 
 	"github.com/go-json-experiment/json"
+	"vmux.app/toolkit/internal/agent"
+	"vmux.app/toolkit/internal/pairing"
+	"vmux.app/toolkit/internal/phone"
 	"vmux.app/toolkit/internal/ptytest"
 	"vmux.app/toolkit/internal/store"
+	"vmux.app/toolkit/internal/transport"
+	"vmux.app/toolkit/internal/unixsock"
 )
 
 // What a command looks like.
@@ -235,6 +240,18 @@ func TestAdvice(t *testing.T) {
 		{&store.UnwritableError{Path: "/d/s", Err: syscall.ENOSPC}, 1, "df /d"},
 		{&store.InvalidError{}, 1, "--forget"},
 		{ErrNoTerminal, 2, "terminal"},
+		{&unixsock.InUseError{Path: "/s", PID: 7}, 1, "kill 7"},
+		{&unixsock.PathTooLongError{Path: "/s"}, 2, "shorter"},
+		{&unixsock.DirError{Path: "/d", Mode: os.ModeDir | 0o777, Owner: uint32(os.Geteuid())}, 1, "chmod 700 /d"},
+		{&unixsock.ObstacleError{Path: "/s"}, 1, "mv /s /s.old"},
+		{agent.ErrNotRunning, 3, "vmux-agent"},
+		{phone.ErrUnreachable, 4, "network"},
+		{phone.ErrDenied, 5, "phone"},
+		{phone.ErrTimeout, 6, "phone"},
+		{phone.ErrNotPaired, 7, "vmux-pair"},
+		{fmt.Errorf("%w: %w", phone.ErrUnreachable, transport.ErrNobody), 4, "network"},
+		{pairing.ErrBadURL, 2, "URL"},
+		{pairing.ErrDeclined, 5, "accept"},
 	} {
 		exit, hint := Advice(fmt.Errorf("wrapped: %w", c.err))
 		if exit != c.exit || !strings.Contains(hint, c.hint) {

@@ -10,8 +10,13 @@ import (
 	"path/filepath"
 	"syscall"
 
+	"vmux.app/toolkit/internal/agent"
+	"vmux.app/toolkit/internal/pairing"
+	"vmux.app/toolkit/internal/phone"
 	"vmux.app/toolkit/internal/signer"
 	"vmux.app/toolkit/internal/store"
+	"vmux.app/toolkit/internal/transport"
+	"vmux.app/toolkit/internal/unixsock"
 )
 
 // Exit statuses of every command. Scripts rely on them.
@@ -116,6 +121,59 @@ func advice() []row {
 		as(ExitFailed, func(*store.InvalidError) string {
 			return "forget phones that are not used any more: vmux-pair --forget NAME"
 		}),
+
+		// unixsock
+		as(ExitFailed, func(e *unixsock.InUseError) string {
+			if e.PID > 0 {
+				return fmt.Sprintf("use the agent that serves it, or end that one first: kill %d", e.PID)
+			}
+			return "use the agent that serves it, or choose another path: --socket PATH"
+		}),
+		as(ExitUsage, func(*unixsock.PathTooLongError) string {
+			return "choose a shorter path, as in --socket ~/.ssh/vmux-agent.sock"
+		}),
+		as(ExitFailed, func(e *unixsock.DirError) string {
+			if e.Mode.IsDir() && int(e.Owner) == os.Geteuid() {
+				return "look whether its files are yours, then: chmod 700 " + quote(e.Path)
+			}
+			return "choose a path in a directory of your own, as in --socket ~/.ssh/vmux-agent.sock"
+		}),
+		as(ExitFailed, func(e *unixsock.ObstacleError) string {
+			return fmt.Sprintf("look at it, then move it away: mv %s %s", quote(e.Path), quote(e.Path+".old"))
+		}),
+		is(unixsock.ErrActivation, ExitUsage, "let the socket unit have one ListenStream= and Accept=no, or start vmux-agent without it"),
+
+		// agent
+		is(agent.ErrNotRunning, ExitNoAgent, "start it in another terminal: vmux-agent"),
+		is(agent.ErrNotServed, ExitNoAgent, "name the socket of a vmux-agent on this computer: --socket PATH"),
+
+		// pairing
+		is(pairing.ErrBadURL, ExitUsage, "give the whole URL that vmux-pair --url prints, in single quotes"),
+		is(pairing.ErrNoWindow, ExitFailed, "open Pair on the phone (vmux-signer pair), then: vmux-pair"),
+		is(pairing.ErrDeclined, ExitDenied, "accept on the phone, when it shows this device's name and number: vmux-pair"),
+		is(pairing.ErrWrongCode, ExitFailed, "begin anew with a new number, on both sides: vmux-pair"),
+		is(pairing.ErrMethod, ExitFailed, "use the URL on both sides or on neither: vmux-pair --url, and vmux-signer pair URL"),
+		is(pairing.ErrProof, ExitFailed, "begin anew; if it happens again, somebody is in between: use vmux-pair --qr"),
+
+		// phone, the special cases first: ErrUnreachable and ErrFailed are wrapped around others
+		is(phone.ErrNotPaired, ExitNotPaired, "pair one: vmux-pair"),
+		is(phone.ErrForgotten, ExitNotPaired, "pair again: vmux-pair"),
+		is(phone.ErrNoPhone, ExitUnreachable, "open Pair on a phone in this network (vmux-signer pair), or name its address: vmux-pair --address HOST:PORT"),
+		is(phone.ErrSeveral, ExitUsage, "name the one you mean: vmux-pair --phone NAME"),
+		is(phone.ErrDenied, ExitDenied, "accept on the phone and try again, if it was you"),
+		is(phone.ErrTimeout, ExitNoAnswer, "look at the phone, then try again"),
+		is(phone.ErrExpired, ExitFailed, "set the clocks of both right: date -u"),
+		is(phone.ErrLocked, ExitDenied, "unlock the phone, then try again"),
+		is(phone.ErrUnknownKey, ExitFailed, "see what the phone holds: ssh-add -l"),
+		is(phone.ErrTooMany, ExitFailed, "answer what waits on the phone, then try again"),
+		is(phone.ErrLost, ExitUnreachable, "bring the phone back into this network, then try again"),
+		is(phone.ErrUnreachable, ExitUnreachable, "wake the phone and look that both are in the same network; vmux-doctor finds out more"),
+		is(phone.ErrFailed, ExitFailed, "look at the phone's log; vmux-signer writes it to standard error"),
+
+		// transport
+		is(transport.ErrWrongPeer, ExitUnreachable, "check the address; a phone that was set up anew must be paired again: vmux-pair"),
+		is(transport.ErrRefused, ExitNotPaired, "pair again: vmux-pair"),
+		is(transport.ErrNobody, ExitUnreachable, "wake the phone and look that both are in the same network"),
 
 		// signer
 		is(signer.ErrNotHome, ExitFailed, "make one: vmux-signer init"),
