@@ -99,13 +99,14 @@ func (o PairOptions) firstKeys(ctx context.Context, paired store.Phone) (store.P
 	defer p.Close()
 	ctx, cancel := context.WithTimeoutCause(ctx, reachTimeout, ErrTimeout)
 	defer cancel()
-	if _, err := p.reach(ctx, reachTimeout); err != nil {
+	link, at, err := p.dial(ctx)
+	if err != nil {
 		return paired, err
 	}
-	p.own.Wait() // the search that made the link also fetches the keys
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.last, nil
+	defer link.Close()
+	p.linked(link, at)
+	err = p.fetch(link)
+	return p.last, err
 }
 
 // known is where to look apart from browsing.

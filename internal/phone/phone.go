@@ -232,14 +232,21 @@ func (p *Phone) look(a *attempt, within time.Duration) {
 		p.o.Log.Info("connected", "phone", name, "address", address.Address, "after", time.Since(start).Round(time.Microsecond),
 			"skew", link.Skew().Round(time.Millisecond))
 		p.own.Go(func() { p.watch(link, name) })
-		p.remember(func(s *store.Phone) {
-			s.Address, s.Software = address.Address, link.Peer().Software
-			if address.Instance != "" {
-				s.Instance = address.Instance
-			}
-		})
-		p.fetch(link)
+		p.linked(link, address)
+		if err := p.fetch(link); err != nil {
+			p.o.Log.Warn("key list not updated", "phone", name, "reason", err)
+		}
 	}
+}
+
+// linked remembers where and what the phone is.
+func (p *Phone) linked(link *transport.Link, at transport.Candidate) {
+	p.remember(func(s *store.Phone) {
+		s.Address, s.Software = at.Address, link.Peer().Software
+		if at.Instance != "" {
+			s.Instance = at.Instance
+		}
+	})
 }
 
 func (p *Phone) watch(link *transport.Link, name string) {
@@ -332,7 +339,7 @@ func sameKey(a, b store.Key) bool {
 }
 
 // fetch asks for the key list and stores it.
-func (p *Phone) fetch(link *transport.Link) {
+func (p *Phone) fetch(link *transport.Link) error {
 	p.mu.Lock()
 	p.fetched = time.Now()
 	p.mu.Unlock()
@@ -340,8 +347,7 @@ func (p *Phone) fetch(link *transport.Link) {
 	defer cancel()
 	keys, ca, err := KeyList(ctx, link)
 	if err != nil {
-		p.o.Log.Warn("key list not updated", "phone", p.name(), "reason", err)
-		return
+		return err
 	}
 	p.remember(func(s *store.Phone) {
 		s.Keys = keys
@@ -355,6 +361,7 @@ func (p *Phone) fetch(link *transport.Link) {
 			s.CAKey = ca
 		}
 	})
+	return nil
 }
 
 // KeyList asks a linked phone for its keys and its certificate authority's.
@@ -390,7 +397,11 @@ func (p *Phone) Keys() []store.Key {
 	case linked && now.Sub(p.fetched) > refreshAfter:
 		p.fetched = now
 		link := p.link
-		p.own.Go(func() { p.fetch(link) })
+		p.own.Go(func() {
+			if err := p.fetch(link); err != nil {
+				p.o.Log.Warn("key list not updated", "phone", p.name(), "reason", err)
+			}
+		})
 	case !linked && now.Sub(p.looked) > lookAfter:
 		p.looked = now
 		a := &attempt{done: make(chan struct{})}
