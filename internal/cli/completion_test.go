@@ -77,7 +77,7 @@ func TestShells(t *testing.T) {
 	} {
 		path, err := exec.LookPath(c.shell)
 		if err != nil {
-			if c.shell == "bash" {
+			if c.shell == "bash" || os.Getenv("CI") == "true" {
 				t.Error(err)
 			}
 			t.Logf("%s is not installed", c.shell)

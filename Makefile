@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: BSD-3-Clause
+
+VERSION ?= 0.1.0
+PREFIX ?= /usr/local
+DESTDIR ?=
+FUZZTIME ?= 10s
+TESTFLAGS ?=
+GO ?= go
+STATICCHECK ?= $(GO) run honnef.co/go/tools/cmd/staticcheck@v0.8.2
+
+COMMANDS = $(notdir $(wildcard cmd/*))
+MANUALS = $(wildcard man/*.[1-9])
+
+bindir = $(DESTDIR)$(PREFIX)/bin
+mandir = $(DESTDIR)$(PREFIX)/share/man
+bashdir = $(DESTDIR)$(PREFIX)/share/bash-completion/completions
+zshdir = $(DESTDIR)$(PREFIX)/share/zsh/site-functions
+fishdir = $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d
+
+.PHONY: all build test check deps fmt fmt-check vet staticcheck tidy lint-man demo threats fuzz install uninstall clean
+.NOTPARALLEL:
+
+all: build
+
+# The version comes from above instead of git, which refuses to look into somebody else's checkout.
+build:
+	@mkdir -p bin
+	$(GO) build -trimpath -buildvcs=false -ldflags '-X vmux.app/toolkit/internal/cli.version=$(VERSION)' -o bin/ ./cmd/...
+
+# What the tests talk to: real sshd, ip, mandoc, shells.
+deps:
+	@sh .ci/deps
+
+test: deps
+	$(GO) test -race -shuffle=on $(TESTFLAGS) ./...
+
+check: fmt-check vet staticcheck tidy test lint-man
+
+fmt:
+	gofmt -w .
+
+fmt-check:
+	@files=$$(gofmt -l .); if [ -n "$$files" ]; then \
+		echo "error: not formatted:" $$files >&2; echo "hint: make fmt" >&2; exit 1; fi
+
+vet:
+	GOOS=linux $(GO) vet ./...
+	CGO_ENABLED=0 GOOS=darwin $(GO) vet ./...
+
+staticcheck:
+	$(STATICCHECK) ./...
+
+tidy:
+	$(GO) mod tidy -diff
+
+lint-man: deps
+ifeq ($(MANUALS),)
+	@echo "no manual pages to check"
+else
+	@out=$$(mandoc -T lint -W warning $(MANUALS) 2>&1); status=$$?; \
+	if [ -n "$$out" ] || [ $$status -ne 0 ]; then echo "$$out" >&2; exit 1; fi
+endif
+
+demo: build
+	$(GO) run ./internal/e2e/demo
+
+# Each promise of vmux-security(7) with the result of its tests, TestThreat_ROW_….
+threats:
+	@$(GO) run ./internal/e2e/threats
+
+fuzz:
+	@set -e; grep -rE --include='*_test.go' '^func Fuzz[A-Za-z0-9_]*\(' . | \
+	sed -E 's|^(.*)/[^/]*:func (Fuzz[A-Za-z0-9_]*).*|\1 \2|' | sort -u | while read -r dir name; do \
+		echo "$$dir $$name"; \
+		$(GO) test -run '^$$' -fuzz "^$$name\$$" -fuzztime $(FUZZTIME) "$$dir"; \
+	done
+
+install: build
+	install -d '$(bindir)' '$(bashdir)' '$(zshdir)' '$(fishdir)'
+	@set -e; for c in $(COMMANDS); do \
+		echo "$$c"; \
+		install -m 0755 "bin/$$c" '$(bindir)/'; \
+		"bin/$$c" completion bash >"bin/.completion" && install -m 0644 bin/.completion "$(bashdir)/$$c"; \
+		"bin/$$c" completion zsh >"bin/.completion" && install -m 0644 bin/.completion "$(zshdir)/_$$c"; \
+		"bin/$$c" completion fish >"bin/.completion" && install -m 0644 bin/.completion "$(fishdir)/$$c.fish"; \
+		rm -f bin/.completion; \
+	done; \
+	for m in $(MANUALS); do \
+		section=$${m##*.}; \
+		install -d "$(mandir)/man$$section"; \
+		install -m 0644 "$$m" "$(mandir)/man$$section/"; \
+	done
+
+uninstall:
+	@set -e; for c in $(COMMANDS); do \
+		rm -f "$(bindir)/$$c" "$(bashdir)/$$c" "$(zshdir)/_$$c" "$(fishdir)/$$c.fish"; \
+	done; \
+	for m in $(MANUALS); do rm -f "$(mandir)/man$${m##*.}/$${m##*/}"; done
+
+clean:
+	rm -rf bin
