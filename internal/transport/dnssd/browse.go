@@ -140,6 +140,7 @@ func (b *browser) poll(now time.Time) error {
 // answer at once and directly (RFC 6762 section 6.7; QU says the same to those
 // that look at it); later from port 5353, whose answers go to the group and
 // have their full TTL, or where that is not to be had, from the other again.
+// Answers to that live for 10 s, so a claim may then be reported once a query.
 func (b *browser) query(l *link, group bool, questions []question) (sent int, err error) {
 	var errs []error
 	for _, v6 := range []bool{false, true} {

@@ -57,7 +57,9 @@ var (
 
 // ErrUnavailable reports that there are interfaces to use and multicast DNS
 // works on none of them. It wraps the system's reasons: EHOSTUNREACH on macOS
-// means that Local Network access is denied to this program, EPERM a firewall.
+// means that Local Network access is denied to this program, EPERM a firewall;
+// EADDRINUSE, for Advertise, a responder that shares port 5353 with nobody,
+// such as avahi with disallow-other-stacks=yes. Browse works beside that one.
 var ErrUnavailable = errors.New("multicast DNS is not available on any network interface")
 
 // ErrBadName reports an Options.Service or instance that cannot be advertised.

@@ -9,6 +9,8 @@ import (
 	"testing"
 
 	"golang.org/x/net/ipv4"
+
+	"vmux.app/toolkit/internal/netnstest"
 )
 
 // sendFrom sends to dst, or the group, from any 127.x address: on Linux all of
@@ -80,6 +82,11 @@ func TestRogues(t *testing.T) {
 // reported, and ending is prompt.
 func TestFlood(t *testing.T) {
 	t.Parallel()
+	// On a loopback interface of its own, for it disturbs all who use this one.
+	netnstest.Run(t, flooded)
+}
+
+func flooded(t *testing.T, _ *netnstest.Net) {
 	o, instance := onLo(), RandomName()
 	s, err := o.settings()
 	if err != nil {
