@@ -271,11 +271,11 @@ func (s *server) controlPair(ctx context.Context, c *controlConn, cmd controlCom
 		}
 		url = &u
 	}
-	timeout := time.Duration(cmd.Timeout) * time.Second
-	if cmd.Timeout < 0 || timeout > MaxWindow {
+	if cmd.Timeout < 0 || cmd.Timeout > int(MaxWindow/time.Second) {
 		c.fail(ErrWindowTime)
 		return
 	}
+	timeout := time.Duration(cmd.Timeout) * time.Second
 	if timeout == 0 {
 		timeout = DefaultWindow
 	}

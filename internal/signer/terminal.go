@@ -41,6 +41,7 @@ const (
 // as it found it otherwise.
 type Terminal struct {
 	fd    int
+	guard time.Duration // answerGuard but in tests
 	wakeR *os.File
 	wakeW *os.File
 	woken atomic.Bool // a byte is in the pipe
@@ -80,7 +81,7 @@ func OpenTerminal(path string) (*Terminal, error) {
 		unix.Close(fd)
 		return nil, err
 	}
-	t := &Terminal{fd: fd, wakeR: r, wakeW: w, done: make(chan struct{})}
+	t := &Terminal{fd: fd, guard: answerGuard, wakeR: r, wakeW: w, done: make(chan struct{})}
 	if wake := int(r.Fd()); fd >= fdSetSize || wake >= fdSetSize {
 		t.closeFiles()
 		return nil, fmt.Errorf("%w: too many files are open", ErrNoTerminal)
@@ -292,7 +293,7 @@ func (t *Terminal) take() {
 	case err != nil || n == 0:
 		t.failLocked(err)
 		return
-	case !t.shown || time.Since(t.since) < answerGuard:
+	case !t.shown || time.Since(t.since) < t.guard:
 		return
 	}
 	for _, c := range b[:n] {

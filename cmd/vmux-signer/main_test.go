@@ -1,0 +1,340 @@
+// SPDX-License-Identifier: BSD-3-Clause
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+	"golang.org/x/crypto/ssh"
+
+	"vmux.app/toolkit/internal/envelope"
+	"vmux.app/toolkit/internal/pairing"
+	"vmux.app/toolkit/internal/ptytest"
+	"vmux.app/toolkit/internal/store"
+	"vmux.app/toolkit/internal/transport"
+)
+
+func TestMain(m *testing.M) {
+	testscript.Main(m, map[string]func(){"vmux-signer": main, "device": device})
+}
+
+func TestScripts(t *testing.T) {
+	t.Parallel()
+	testscript.Run(t, testscript.Params{
+		Dir:                 "testdata",
+		RequireExplicitExec: true,
+		RequireUniqueNames:  true,
+		Setup: func(e *testscript.Env) error {
+			// Its own directory is too long for a socket.
+			home, err := os.MkdirTemp("", "v")
+			if err != nil {
+				return err
+			}
+			e.Defer(func() { os.RemoveAll(home) })
+			e.Setenv("VMUX_SIGNER_HOME", filepath.Join(home, "h"))
+			e.Setenv("HOME", home)
+			e.Setenv("XDG_RUNTIME_DIR", home)
+			e.Setenv("TZ", "UTC")
+			return nil
+		},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){"await": await},
+	})
+}
+
+// await FILE REGEXP [VARIABLE] waits until the file matches, and sets the variable
+// to the first group.
+func await(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 2 {
+		ts.Fatalf("usage: await FILE REGEXP [VARIABLE]")
+	}
+	re := regexp.MustCompile("(?m)" + args[1])
+	const patience = 30 * time.Second // reached by a test that fails only
+	for end := time.Now().Add(patience); ; <-time.After(5 * time.Millisecond) {
+		b, err := os.ReadFile(ts.MkAbs(args[0]))
+		if m := re.FindSubmatch(b); err == nil && m != nil {
+			if len(args) > 2 {
+				ts.Setenv(args[2], string(m[1]))
+			}
+			return
+		}
+		if time.Now().After(end) {
+			ts.Fatalf("%s: %q does not match %s", args[0], b, args[1])
+		}
+	}
+}
+
+// device is the other end of a link for scripts, with its key in device.pem:
+//
+//	device url                         prints a one-time URL, whose secret it keeps
+//	device pair ADDRESS                pairs by it
+//	device digits ADDRESS CODE-FILE    pairs by the digits in the file, once it is there
+//	device list ADDRESS                lists the keys
+//	device sign ADDRESS LABEL [N]      asks for N signatures at once, all for the same
+//
+// Exit statuses are 0, or 1 with the reason on standard error.
+func device() {
+	if err := runDevice(os.Args[1:]); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+}
+
+func runDevice(args []string) error {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	path, err := filepath.Abs("device.pem")
+	if err != nil {
+		return err
+	}
+	key, err := store.LinkKey(path)
+	if err != nil {
+		return err
+	}
+	id, err := transport.NewIdentity(key)
+	if err != nil {
+		return err
+	}
+	if args[0] == "url" {
+		u := pairing.NewURL("laptop", id.Pin())
+		fmt.Println(u)
+		return os.WriteFile("device.url", []byte(u.String()), 0o600)
+	}
+	proto := transport.ProtoLink
+	if args[0] == "pair" || args[0] == "digits" {
+		proto = transport.ProtoPair
+	}
+	raw, err := net.Dial("tcp", args[1])
+	if err != nil {
+		return err
+	}
+	c, err := transport.Client(ctx, raw, id, proto, func(transport.Pin) error { return nil })
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	if proto == transport.ProtoPair {
+		if _, err := pairing.Offer(ctx, c); err != nil {
+			return err
+		}
+		o := pairing.DeviceOptions{Name: "laptop", Code: func(context.Context, string) (string, error) {
+			for ; ; <-time.After(5 * time.Millisecond) {
+				if b, err := os.ReadFile(args[2]); err == nil && len(b) > 0 {
+					return string(b), nil
+				}
+			}
+		}}
+		if args[0] == "pair" {
+			b, err := os.ReadFile("device.url")
+			if err != nil {
+				return err
+			}
+			u, err := pairing.ParseURL(string(b))
+			if err != nil {
+				return err
+			}
+			o.Secret = u.Secret[:]
+		}
+		p, err := pairing.Device(ctx, c, id.Pin(), o)
+		if err == nil {
+			fmt.Println("paired with", p.Name)
+		}
+		return err
+	}
+	l, err := transport.Open(ctx, c, envelope.Hello{Name: "laptop", Software: "test", Capabilities: []string{}})
+	if err != nil {
+		return err
+	}
+	defer l.Close()
+	p, err := l.Call(ctx, transport.NewID(), &envelope.KeyListRequest{})
+	if err != nil {
+		return err
+	}
+	keys := p.(*envelope.KeyListResponse).Keys
+	if args[0] == "list" {
+		for _, k := range keys {
+			fmt.Println(k.Algorithm, k.Comment)
+		}
+		return nil
+	}
+	for _, k := range keys {
+		if k.Comment == args[2] {
+			return signOnce(ctx, l, k)
+		}
+	}
+	return fmt.Errorf("no key %s", args[2])
+}
+
+func signOnce(ctx context.Context, l *transport.Link, k envelope.PublicKey) error {
+	data := append([]byte("SSHSIG"), ssh.Marshal(struct {
+		Namespace, Reserved, Algo string
+		Hash                      []byte
+	}{"git", "", "sha256", make([]byte, 32)})...)
+	p, err := l.Call(ctx, transport.NewID(), &envelope.SignRequest{PublicKeyBlob: k.PublicKeyBlob, Data: data,
+		CreatedAt: envelope.At(time.Now()), Context: envelope.Context{Device: "laptop", Reason: "a test"}})
+	if err != nil {
+		return err
+	}
+	var sig ssh.Signature
+	if err := ssh.Unmarshal(p.(*envelope.SignResponse).Signature, &sig); err != nil {
+		return err
+	}
+	key, err := ssh.ParsePublicKey(k.PublicKeyBlob)
+	if err != nil {
+		return err
+	}
+	if err := key.Verify(data, &sig); err != nil {
+		return err
+	}
+	fmt.Println("signed by", k.Comment)
+	return nil
+}
+
+// onTTY starts vmux-signer with a terminal of its own as all three files.
+func onTTY(t *testing.T, home string, args ...string) (*ptytest.Terminal, *exec.Cmd) {
+	t.Helper()
+	pty := ptytest.Open(t)
+	cmd := exec.Command("vmux-signer", args...)
+	cmd.Env = append(os.Environ(), "VMUX_SIGNER_HOME="+home)
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = pty.TTY, pty.TTY, pty.TTY
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		cmd.Process.Kill()
+		cmd.Wait() // an error after a test that waited itself
+	})
+	return pty, cmd
+}
+
+// TestTerminals pairs by digits and approves, each at a terminal of its own.
+func TestTerminals(t *testing.T) {
+	t.Parallel()
+	dir, err := os.MkdirTemp("", "v")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	home := filepath.Join(dir, "h")
+	initial := exec.Command("vmux-signer", "init", "--name", "Pocket")
+	initial.Env = append(os.Environ(), "VMUX_SIGNER_HOME="+home)
+	if out, err := initial.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	serving, serve := onTTY(t, home, "serve", "--listen", "127.0.0.1:0")
+	serving.Expect("listening on ")
+	address := strings.TrimSpace(serving.Expect("\n"))
+
+	run := func(args ...string) (<-chan error, *strings.Builder) {
+		cmd := exec.Command("device", args...)
+		cmd.Dir = dir
+		out := new(strings.Builder)
+		cmd.Stdout, cmd.Stderr = out, out
+		done := make(chan error, 1)
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		go func() { done <- cmd.Wait() }()
+		return done, out
+	}
+
+	pairing, pair := onTTY(t, home, "pair")
+	pairing.Expect("the pairing window is open")
+	codeFile := filepath.Join(dir, "code")
+	paired, out := run("digits", address, codeFile)
+	text := pairing.Expect("Accept? [y/N]")
+	m := regexp.MustCompile(`The device laptop wants to pair.\r\n(?s:.*)    ([0-9]{3}) ([0-9]{3})\r\n`).FindStringSubmatch(text)
+	if m == nil {
+		t.Fatalf("pair shows %q", text)
+	}
+	if err := os.WriteFile(codeFile+".new", []byte(m[1]+m[2]), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(codeFile+".new", codeFile); err != nil {
+		t.Fatal(err)
+	}
+	answer(pairing, "y\n", "approved")
+	pairing.Expect("paired with laptop")
+	if err := pair.Wait(); err != nil {
+		t.Errorf("pair: %v", err)
+	}
+	if err := <-paired; err != nil {
+		t.Fatalf("device: %v: %s", err, out)
+	}
+	serving.Expect("msg=paired device=laptop")
+
+	for _, c := range []struct{ typed, shown, want string }{
+		{"y\n", "approved", "signed by default\n"}, {"n\n", "denied", "denied: the owner said no\n"},
+	} {
+		done, out := run("sign", address, "default")
+		text := serving.Expect("Approve? [y/N]")
+		for _, want := range []string{"SSH Sign Request", "From laptop → ", `sign data for "git"`, "a test"} {
+			if !strings.Contains(text, want) {
+				t.Errorf("no %q in %q", want, text)
+			}
+		}
+		answer(serving, c.typed, c.shown)
+		<-done // its status is in out
+		if out.String() != c.want {
+			t.Errorf("device: %q, want %q", out, c.want)
+		}
+		serving.Expect("msg=request")
+	}
+
+	// Ctrl-C while a question is shown ends the signer in order.
+	done, _ := run("sign", address, "default")
+	serving.Expect("Approve? [y/N]")
+	serving.Type("\x03")
+	if err := <-done; err == nil {
+		t.Error("signed without an answer")
+	}
+	serving.Expect("withdrawn")
+	if err := serve.Wait(); err != nil {
+		t.Errorf("serve: %v", err)
+	}
+	if state, err := os.ReadFile(filepath.Join(home, "state.json")); err != nil || !strings.Contains(string(state), `"laptop"`) {
+		t.Errorf("%v: %s", err, state)
+	}
+
+	// Ctrl-C closes a window, too; there is no signer to open one now.
+	pairing, pair = onTTY(t, home, "pair")
+	pairing.Expect("error: vmux-signer is not running")
+	pairing.Expect("hint: start it in another terminal: vmux-signer serve")
+	var status *exec.ExitError
+	if err := pair.Wait(); !errors.As(err, &status) || status.ExitCode() != 1 {
+		t.Errorf("pair: %v", err)
+	}
+}
+
+// answer types until the question takes it: for a moment after it has appeared
+// it takes nothing. A denial needs the Enter only.
+func answer(pty *ptytest.Terminal, typed, shown string) {
+	stop := make(chan struct{})
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		for {
+			select {
+			case <-stop:
+				return
+			case <-time.After(600 * time.Millisecond):
+				pty.Type(typed)
+			}
+		}
+	}()
+	pty.Expect(shown)
+	close(stop)
+	<-ended
+}
