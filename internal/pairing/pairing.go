@@ -114,7 +114,8 @@ func Device(ctx context.Context, c *transport.Conn, me transport.Pin, o DeviceOp
 		if err != nil {
 			return Peer{}, x.refuse(err)
 		}
-		if subtle.ConstantTimeCompare([]byte(digits(typed)), []byte(x.code())) != 1 {
+		code, _ := Code(typed)
+		if subtle.ConstantTimeCompare([]byte(code), []byte(x.code())) != 1 {
 			return Peer{}, x.refuse(ErrWrongCode)
 		}
 	}
@@ -448,14 +449,16 @@ func put(h hash.Hash, label string, fields [][]byte) {
 	}
 }
 
-// digits drops the spaces and dashes that people type between digits.
-func digits(s string) string {
-	return strings.Map(func(r rune) rune {
+// Code reads the digits that a person typed, with spaces or dashes between them
+// or not, and says whether they can be a code at all.
+func Code(s string) (string, bool) {
+	s = strings.Map(func(r rune) rune {
 		if r == ' ' || r == '-' || r == '\t' {
 			return -1
 		}
 		return r
 	}, s)
+	return s, len(s) == Digits && strings.Trim(s, "0123456789") == ""
 }
 
 // CleanName makes a name from outside fit to be shown and stored: without

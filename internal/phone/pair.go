@@ -154,8 +154,8 @@ func untilFound(ctx context.Context, look func() error) error {
 		}
 		select {
 		case <-ctx.Done():
-			if errors.Is(context.Cause(ctx), context.Canceled) {
-				return context.Cause(ctx)
+			if cause := context.Cause(ctx); !errors.Is(cause, context.DeadlineExceeded) {
+				return cause
 			}
 			return fmt.Errorf("%w: %w", ErrNoPhone, err)
 		case <-time.After(lookAgain):

@@ -1,0 +1,178 @@
+// SPDX-License-Identifier: BSD-3-Clause
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"sync"
+	"time"
+
+	"vmux.app/toolkit/internal/agent"
+	"vmux.app/toolkit/internal/cli"
+	"vmux.app/toolkit/internal/phone"
+	"vmux.app/toolkit/internal/process"
+	"vmux.app/toolkit/internal/store"
+	"vmux.app/toolkit/internal/transport"
+	"vmux.app/toolkit/internal/transport/lan"
+	"vmux.app/toolkit/internal/unixsock"
+)
+
+func app() *cli.App {
+	return &cli.App{
+		Name:  "vmux-agent",
+		Usage: "serve the SSH agent protocol with keys that are on a phone",
+		Description: "Serves ~/.ssh/vmux-agent.sock in the foreground until SIGINT or SIGTERM. Point ssh to it:\n" +
+			"   export SSH_AUTH_SOCK=~/.ssh/vmux-agent.sock",
+		Flags:  []cli.Flag{cli.SocketFlag(), cli.ConfigFlag(), cli.LogLevelFlag(), cli.DeadlineFlag()},
+		Action: run,
+	}
+}
+
+func run(c *cli.Context) error {
+	t := cli.From(c)
+	if err := process.Harden(); err != nil {
+		return fmt.Errorf("this process cannot be protected from others of the same user: %w", err)
+	}
+	config, err := cli.LoadConfig(c)
+	if err != nil {
+		return err
+	}
+	level := config.LogLevel
+	if c.Bool("quiet") {
+		level = max(level, slog.LevelError)
+	}
+	log := slog.New(slog.NewTextHandler(c.App.ErrWriter, &slog.HandlerOptions{Level: level}))
+
+	// The socket first: of two agents the second must not touch anything.
+	listeners, err := listen(config.Socket, log)
+	if err != nil {
+		return err
+	}
+	defer closeAll(listeners)
+
+	phones, err := openPhones(config, log)
+	var damaged *store.DamagedError
+	switch {
+	case errors.As(err, &damaged):
+		t.Error(err)
+	case err != nil:
+		return err
+	}
+	defer phones.Close()
+
+	self, err := os.Executable()
+	if err != nil {
+		log.Warn("own path unknown, so that no command of vmux can ask anything", "reason", err)
+	}
+	started := time.Now()
+	var server *agent.Server
+	server = agent.New(agent.Options{
+		Signer:         signer{phones, log},
+		Policy:         policy(config.Policy),
+		Log:            log,
+		SelfExecutable: self,
+		Extensions: map[string]agent.Extension{
+			"status": func(context.Context, []byte) (any, error) {
+				return status{cli.Version(), os.Getpid(), started.UTC().Truncate(time.Second), server.Locked(), server.Connections(), phones.Status()}, nil
+			},
+			"reload": func(context.Context, []byte) (any, error) { return nil, phones.Reload() },
+		},
+	})
+	for _, l := range listeners {
+		log.Info("serving", "socket", l.Addr().String(), "version", cli.Version(), "pid", os.Getpid())
+		if t.JSON() {
+			t.Result(map[string]any{"event": "serving", "socket": l.Addr().String(), "pid": os.Getpid()}, nil)
+		}
+	}
+	return serveAll(c.Context, server, listeners)
+}
+
+// status is what status@vmux.app answers.
+type status struct {
+	Version     string         `json:"version"`
+	PID         int            `json:"pid"`
+	Started     time.Time      `json:"started"`
+	Locked      bool           `json:"locked"`
+	Connections int            `json:"connections"`
+	Phones      []phone.Status `json:"phones"`
+}
+
+// listen gives the sockets that the service manager passed, or else our own.
+func listen(path string, log *slog.Logger) ([]net.Listener, error) {
+	config := unixsock.Config{Log: log}
+	passed, err := config.Activated()
+	if err != nil || len(passed) > 0 {
+		return passed, err
+	}
+	l, err := config.Listen(path)
+	if err != nil {
+		return nil, err
+	}
+	return []net.Listener{l}, nil
+}
+
+func closeAll(listeners []net.Listener) {
+	for _, l := range listeners {
+		l.Close()
+	}
+}
+
+// serveAll serves every listener until ctx ends or one of them fails.
+func serveAll(ctx context.Context, server *agent.Server, listeners []net.Listener) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	errs := make([]error, len(listeners))
+	var all sync.WaitGroup
+	for i, l := range listeners {
+		all.Go(func() {
+			errs[i] = server.Serve(ctx, l)
+			cancel()
+		})
+	}
+	all.Wait()
+	return errors.Join(errs...)
+}
+
+func openPhones(config store.Config, log *slog.Logger) (*phone.Set, error) {
+	env := store.Env(os.Getenv)
+	keyFile, err := env.LinkKeyFile()
+	if err != nil {
+		return nil, err
+	}
+	key, err := store.LinkKey(keyFile)
+	if err != nil {
+		return nil, err
+	}
+	id, err := transport.NewIdentity(key)
+	if err != nil {
+		return nil, err
+	}
+	stateFile, err := env.StateFile()
+	if err != nil {
+		return nil, err
+	}
+	return phone.NewSet(phone.Options{
+		Identity: id,
+		Name:     config.Name,
+		Software: "vmux-agent " + cli.Version(),
+		Networks: []transport.Network{lan.New(log)},
+		Store:    store.New(stateFile, log),
+		Deadline: config.Deadline,
+		Log:      log,
+	})
+}
+
+func policy(p store.Policy) agent.Policy {
+	action := func(d store.Decision) agent.Action {
+		if d == store.Ask {
+			return agent.AskOwner
+		}
+		return agent.Refuse
+	}
+	return agent.Policy{Forwarded: action(p.Forwarded), Opaque: action(p.Opaque), Certificates: action(p.Certificates)}
+}

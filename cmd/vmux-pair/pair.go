@@ -1,0 +1,140 @@
+// SPDX-License-Identifier: BSD-3-Clause
+
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+
+	"github.com/mdp/qrterminal/v3"
+
+	"vmux.app/toolkit/internal/cli"
+	"vmux.app/toolkit/internal/pairing"
+	"vmux.app/toolkit/internal/phone"
+	"vmux.app/toolkit/internal/safetext"
+	"vmux.app/toolkit/internal/store"
+	"vmux.app/toolkit/internal/transport"
+	"vmux.app/toolkit/internal/transport/lan"
+)
+
+func pair(c *cli.Context) error {
+	t := cli.From(c)
+	byURL := c.Bool("qr") || c.Bool("url")
+	if !byURL && !t.Interactive() {
+		return cli.Fail(cli.ExitUsage, "run it in a terminal, or use a one-time URL: vmux-pair --url",
+			fmt.Errorf("nobody can be asked for the digits: %w", cli.ErrNoTerminal))
+	}
+	o, err := options(c)
+	if err != nil {
+		return err
+	}
+	timeout := c.Duration("timeout")
+	ctx, cancel := context.WithTimeout(c.Context, timeout)
+	defer cancel()
+	waiting := func() {}
+	if byURL {
+		u := pairing.NewURL(o.Name, o.Identity.Pin())
+		o.URL = &u
+		if c.Bool("qr") {
+			showQR(c.App.ErrWriter, u.String())
+		}
+		t.Result(map[string]any{"url": u.String()}, func(w io.Writer) { fmt.Fprintln(w, u.String()) })
+		waiting = t.Waiting("the phone; give it the URL: vmux-signer pair URL", timeout)
+	} else {
+		waiting = t.Waiting("a phone with Pair open (vmux-signer pair)", timeout)
+		found := waiting
+		pick := choose(t)
+		o.Choose = func(ctx context.Context, names []string) (int, error) {
+			found()
+			return pick(ctx, names)
+		}
+		o.Code = func(ctx context.Context, phone string) (string, error) {
+			found()
+			return askCode(ctx, t, phone)
+		}
+		o.Typed = func() { waiting = t.Waiting("the owner to accept on the phone", timeout) }
+	}
+	paired, err := phone.Pair(ctx, o)
+	waiting()
+	if paired.Pin == "" {
+		return err
+	}
+	if err != nil {
+		t.Warnf("its keys will be fetched later: %v", err)
+	}
+	name := safetext.Line(paired.Name, store.MaxName)
+	if t.JSON() {
+		t.Result(map[string]any{"paired": toJSON(paired)}, nil)
+	}
+	t.Notef("paired with %s, which holds %s", name, count(len(paired.Keys), "key"))
+	return reload(c)
+}
+
+func options(c *cli.Context) (phone.PairOptions, error) {
+	config, err := cli.LoadConfig(c)
+	if err != nil {
+		return phone.PairOptions{}, err
+	}
+	keyFile, err := store.Env(os.Getenv).LinkKeyFile()
+	if err != nil {
+		return phone.PairOptions{}, err
+	}
+	key, err := store.LinkKey(keyFile)
+	if err != nil {
+		return phone.PairOptions{}, err
+	}
+	id, err := transport.NewIdentity(key)
+	if err != nil {
+		return phone.PairOptions{}, err
+	}
+	keep, _, err := cli.OpenState(c)
+	if err != nil {
+		return phone.PairOptions{}, err
+	}
+	log := cli.From(c).Logger()
+	return phone.PairOptions{
+		Options: phone.Options{
+			Identity: id,
+			Name:     config.Name,
+			Software: "vmux-pair " + cli.Version(),
+			Networks: []transport.Network{lan.New(log)},
+			Store:    keep,
+			Deadline: config.Deadline,
+			Log:      log,
+		},
+		Address: c.String("address"),
+		Phone:   c.String("phone"),
+	}, nil
+}
+
+// askCode asks until there are six digits: a slip of the finger does not use
+// the window up, wrong digits do.
+func askCode(ctx context.Context, t *cli.TUI, phone string) (string, error) {
+	for {
+		s, err := t.Ask(ctx, fmt.Sprintf("the %d digits that %s shows: ", pairing.Digits, safetext.Line(phone, store.MaxName)))
+		if err != nil {
+			return "", err
+		}
+		if code, ok := pairing.Code(s); ok {
+			return code, nil
+		}
+		t.Notef("that is not %d digits", pairing.Digits)
+	}
+}
+
+// showQR draws the URL for a camera. It is for people, as the text is for
+// programs.
+func showQR(w io.Writer, url string) {
+	qrterminal.GenerateWithConfig(url, qrterminal.Config{Level: qrterminal.L, Writer: w, QuietZone: 2,
+		HalfBlocks: true, BlackChar: qrterminal.BLACK_BLACK, WhiteChar: qrterminal.WHITE_WHITE,
+		BlackWhiteChar: qrterminal.BLACK_WHITE, WhiteBlackChar: qrterminal.WHITE_BLACK})
+}
+
+func count(n int, what string) string {
+	if n == 1 {
+		return "1 " + what
+	}
+	return fmt.Sprintf("%d %ss", n, what)
+}
