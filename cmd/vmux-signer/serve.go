@@ -4,16 +4,19 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"net"
 	"os"
 	"strconv"
+	"time"
 
 	"golang.org/x/term"
 
 	"vmux.app/toolkit/internal/cli"
+	"vmux.app/toolkit/internal/pairing"
 	"vmux.app/toolkit/internal/process"
 	"vmux.app/toolkit/internal/safetext"
 	"vmux.app/toolkit/internal/signer"
@@ -138,6 +141,7 @@ func pair(c *cli.Context) error {
 	}
 	o := signer.PairOptions{URL: url, Timeout: timeout}
 	stop := func() {}
+	expires := time.Now().Add(timeout)
 	o.Opened = func() {
 		if t.JSON() {
 			t.Result(struct {
@@ -156,15 +160,15 @@ func pair(c *cli.Context) error {
 			return err
 		}
 		defer terminal.Close()
-		ctx, cancel := context.WithTimeout(ctx, timeout)
-		defer cancel()
-		expires, _ := ctx.Deadline()
 		text := fmt.Sprintf("The device %s wants to pair.\nType these digits there, then accept here:\n\n    %s %s\n\n",
 			safetext.Line(device, 100), code[:len(code)/2], code[len(code)/2:])
 		return terminal.Ask(ctx, text, "Accept?", expires)
 	}
 	d, err := h.Pair(c.Context, o)
 	stop()
+	if again := pairingHint(err); again != "" {
+		return cli.Fail(cli.ExitFailed, again, err)
+	}
 	if err != nil {
 		return err
 	}
@@ -176,6 +180,22 @@ func pair(c *cli.Context) error {
 		}{"paired", d}, nil)
 	}
 	return nil
+}
+
+// pairingHint is for failures that read differently at the device, where the
+// table's hints are for.
+func pairingHint(err error) string {
+	switch {
+	case errors.Is(err, pairing.ErrBadURL):
+		return "paste the whole line that this prints on the device: vmux-pair --url"
+	case errors.Is(err, pairing.ErrProof):
+		return "if nobody but you was pairing, try again with a fresh URL or fresh digits: vmux-signer pair"
+	case errors.Is(err, pairing.ErrMethod):
+		return "use digits on both ends, or a URL on both: vmux-signer pair"
+	case errors.Is(err, pairing.ErrDeclined), errors.Is(err, pairing.ErrWrongCode), errors.Is(err, signer.ErrPairing):
+		return "open another window to try again: vmux-signer pair"
+	}
+	return ""
 }
 
 func isTerminal(f *os.File) bool { return term.IsTerminal(int(f.Fd())) }

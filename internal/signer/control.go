@@ -83,6 +83,16 @@ var controlKinds = []struct {
 	{"method", pairing.ErrMethod},
 	{"url", pairing.ErrBadURL},
 	{"manyDevices", ErrManyDevices},
+	{"pairing", ErrPairing},
+}
+
+func controlKind(err error) string {
+	for _, k := range controlKinds {
+		if errors.Is(err, k.err) {
+			return k.kind
+		}
+	}
+	return ""
 }
 
 // listenControl opens the control socket: in the home, or, when that path is too
@@ -205,13 +215,8 @@ func newControlConn(c net.Conn) *controlConn {
 }
 
 func (c *controlConn) fail(err error) {
-	e := controlEvent{Event: "error", Message: err.Error()}
-	for _, k := range controlKinds {
-		if errors.Is(err, k.err) {
-			e.Kind = k.kind
-			break
-		}
-	}
+	// The message may quote a device, whose bytes need not be UTF-8.
+	e := controlEvent{Event: "error", Kind: controlKind(err), Message: strings.ToValidUTF8(cut(err.Error(), maxControlLine/4), "?")}
 	_ = c.send(e) // the command has gone if this fails
 }
 

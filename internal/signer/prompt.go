@@ -140,7 +140,7 @@ func (p *Prompt) Fields() (verified, claimed []Field) {
 		for _, p := range c.Processes {
 			chain = append(chain, fmt.Sprintf("%s (%d)", p.Executable, p.PID))
 		}
-		claimed = append(claimed, Field{"process", shown(strings.Join(chain, " < "), 2*maxShown)})
+		claimed = append(claimed, Field{"process", shown(strings.Join(chain, " < "), 3*maxShown/2)})
 	}
 	if c.WorkingDirectory != "" {
 		claimed = append(claimed, Field{"directory", shown(c.WorkingDirectory, maxShown)})

@@ -208,6 +208,7 @@ func (s *server) event(e Event) {
 	if s.onEvent == nil {
 		return
 	}
+	e.Reason = strings.ToValidUTF8(e.Reason, "?") // it may quote a device
 	s.eventMu.Lock()
 	defer s.eventMu.Unlock()
 	s.onEvent(e)
@@ -361,7 +362,11 @@ func (s *server) serveLink(ctx context.Context, c *transport.Conn) {
 	if err != nil {
 		e.Reason = err.Error()
 	}
-	s.log.Info("disconnected", "device", device.Name, "reason", strings.TrimSpace(e.Reason))
+	attrs := []any{"device", device.Name}
+	if e.Reason != "" {
+		attrs = append(attrs, "reason", e.Reason)
+	}
+	s.log.Info("disconnected", attrs...)
 	s.event(e)
 }
 

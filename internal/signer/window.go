@@ -24,6 +24,7 @@ const (
 var (
 	ErrWindowOpen    = errors.New("a pairing window is open already")
 	ErrWindowExpired = errors.New("the pairing window closed before a device was paired")
+	ErrPairing       = errors.New("pairing failed")
 	ErrWindowTime    = fmt.Errorf("a pairing window is open for 1 second to %s", MaxWindow)
 )
 
@@ -76,7 +77,10 @@ func (s *server) pair(ctx context.Context, url *pairing.URL, opened func(), conf
 		o.err = ErrWindowExpired
 	}
 	if o.err != nil {
-		s.log.Warn("pairing failed", "reason", o.err)
+		if controlKind(o.err) == "" && !errors.Is(o.err, context.Canceled) {
+			o.err = fmt.Errorf("%w: %w", ErrPairing, o.err)
+		}
+		s.log.Warn("not paired", "reason", o.err)
 		s.event(Event{Event: EventPairing, Outcome: "failed", Reason: o.err.Error()})
 		return Device{}, o.err
 	}
