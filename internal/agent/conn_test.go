@@ -63,6 +63,9 @@ func TestFrameLimits(t *testing.T) {
 		c := r.dial()
 		c.send([]byte{0, 0, 0, 0})
 		c.mustClose()
+		if len(r.log.lines("level=ERROR")) != 0 {
+			t.Error(r.log)
+		}
 	})
 	t.Run("answers before the fault arrive", func(t *testing.T) {
 		c := r.dial()
@@ -274,6 +277,41 @@ func TestPipelinedAnswersKeepTheirOrder(t *testing.T) {
 			t.Fatalf("answer %d is not the signature of request %d", i, i)
 		}
 	}
+}
+
+// TestReadAheadSparesTheRequest: what is read while a request is pending does not overwrite it.
+func TestReadAheadSparesTheRequest(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	started, release, _ := r.pending()
+	client, end := net.Pipe() // a write returns when the other end has read it
+	defer client.Close()
+	ctx, cancel := context.WithCancelCause(t.Context())
+	c := &conn{server: r.server, ctx: ctx, cancel: cancel, raw: end, in: frames{conn: end}}
+	done := make(chan error, 1)
+	go func() { done <- c.loop() }()
+	ed, data := r.signer.Keys()[0].Public, sshsigData("file")
+	client.Write(frame(signMessage(ed, data, 0)...))
+	await(t, started)
+	for range 10 {
+		client.Write(frame(bytes.Repeat([]byte{99}, 300)...))
+	}
+	close(release)
+	msg, err := readFrame(client)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var s ssh.Signature
+	if sig, ok := onlyString(msg[1:]); !ok || ssh.Unmarshal(sig, &s) != nil || ed.Verify(data, &s) != nil {
+		t.Errorf("not a signature of what was asked: % x", msg)
+	}
+	for range 10 {
+		if msg, err := readFrame(client); err != nil || msg[0] != msgFailure {
+			t.Fatalf("% x, %v", msg, err)
+		}
+	}
+	client.Close()
+	await(t, done)
 }
 
 // TestReadAheadIsBounded: a client that floods behind a pending request is held up, not buffered, and is answered in

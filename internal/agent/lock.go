@@ -84,7 +84,6 @@ func (l *lock) Lock(ctx context.Context, passphrase []byte) error {
 	}
 	rand.Read(l.salt[:]) // never fails (crypto/rand)
 	l.hash = l.hashOf(passphrase)
-	l.failed, l.notBefore = 0, time.Time{}
 	l.locked.Store(true)
 	return nil
 }

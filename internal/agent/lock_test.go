@@ -41,6 +41,9 @@ func TestLock(t *testing.T) {
 	if _, err := other.Sign(ed, sshsigData("file")); err == nil {
 		t.Error("signed while locked")
 	}
+	if n := len(r.signer.requests()); n != 0 {
+		t.Errorf("asked %d times while locked", n)
+	}
 	mustNot(other.Unlock(nil))
 	mustNot(other.Unlock([]byte("secreT")))
 	must(other.Unlock([]byte("secret")))
