@@ -91,11 +91,11 @@ func TestAnnouncedFramesCostNothing(t *testing.T) {
 	const clients, announced = 1000, 200 << 10
 	const allowed = 24 << 20 // both ends of every connection live in this process
 	r := newRig(t)
-	used := func() uint64 {
+	used := func() int64 {
 		runtime.GC()
 		var m runtime.MemStats
 		runtime.ReadMemStats(&m)
-		return m.HeapInuse + m.StackInuse
+		return int64(m.HeapInuse + m.StackInuse)
 	}
 	before := used()
 	start := append(frame(msgRequestIdentities), binary.BigEndian.AppendUint32(nil, announced)...)
