@@ -9,8 +9,6 @@ import (
 	"net"
 	"sync"
 	"testing"
-
-	"golang.org/x/crypto/ssh"
 )
 
 // benchmark sends the same message over and over on some connections.
@@ -69,8 +67,7 @@ func BenchmarkSign(b *testing.B) {
 	for _, n := range []int{1, 16, 256} {
 		b.Run(fmt.Sprint(n), func(b *testing.B) {
 			benchmark(b, n, func(r *rig) []byte {
-				var p256 ssh.PublicKey = r.signer.Keys()[1].Public
-				return signMessage(p256, sshsigData("file"), 0)
+				return signMessage(r.signer.Keys()[1].Public, sshsigData("file"), 0)
 			}, msgSignResponse)
 		})
 	}

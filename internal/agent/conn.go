@@ -92,7 +92,7 @@ func (s *Server) serve(ctx context.Context, raw net.Conn) {
 	}
 	s.log.Debug("client connected", "pid", c.peer.PID)
 	switch err := c.loop(); {
-	case err == nil, errors.Is(err, io.EOF), ctx.Err() != nil:
+	case errors.Is(err, io.EOF), ctx.Err() != nil:
 		s.log.Debug("client disconnected", "pid", c.peer.PID)
 	case errors.Is(err, errFrameTooLong), errors.Is(err, errFrameEmpty):
 		s.log.Warn("closing a connection", "error", err, "pid", c.peer.PID)
@@ -101,7 +101,7 @@ func (s *Server) serve(ctx context.Context, raw net.Conn) {
 	}
 }
 
-// loop answers messages in order, each with one write.
+// loop answers messages in order, each with one write, until the error that ends it.
 func (c *conn) loop() error {
 	for {
 		msg, err := c.in.next()

@@ -329,12 +329,3 @@ func sshsigData(namespace string) []byte {
 	m := signed.Meaning{Kind: signed.SSHSIG, Namespace: namespace, HashAlgorithm: "sha512", Hash: make([]byte, 64)}
 	return m.Marshal()
 }
-
-func withPolicy(p Policy) func(*Server) { return func(s *Server) { s.SetPolicy(p) } }
-
-// runsAs has the clients run the program.
-func runsAs(executable string) func(*Server) {
-	return func(s *Server) {
-		s.proc.executable = func(int) (string, error) { return executable, nil }
-	}
-}

@@ -221,7 +221,7 @@ func TestBadSignaturesGoNowhere(t *testing.T) {
 			}
 			return s
 		},
-		"other data": func(s *ssh.Signature) *ssh.Signature {
+		"other data": func(*ssh.Signature) *ssh.Signature {
 			s, err := r.signer.private[0].Sign(rand.Reader, []byte("other"))
 			if err != nil {
 				panic(err)
