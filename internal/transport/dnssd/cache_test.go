@@ -78,10 +78,21 @@ func TestReportsNewAndChanged(t *testing.T) {
 	// The flush bit takes what is older than a second and not said again.
 	expect(t, c.apply(at(4.5), ip(1), says(t, "a", 2, ip(2))))
 	expect(t, c.apply(at(5.6), ip(1), says(t, "a", 2, ip(2))), "10.0.0.1 a [10.0.0.2:2]")
+	// But of its own family only, and a new host does not inherit addresses.
+	v6 := netip.MustParseAddr("2001:db8::1")
+	expect(t, c.apply(at(5.7), ip(1), says(t, "a", 2, ip(2), v6)), "10.0.0.1 a [10.0.0.2:2 [2001:db8::1]:2]")
+	expect(t, c.apply(at(5.8), ip(1), says(t, "b", 2, ip(2), v6)), "10.0.0.1 b [10.0.0.2:2 [2001:db8::1]:2]")
+	r := testResponder(t, "b")
+	r.port = 2
+	expect(t, c.apply(at(5.9), ip(1), &message{answers: r.records(wantA, []netip.Addr{ip(2)}, modeNormal)}))
+	r.host = mustName(t, "other", "local")
+	expect(t, c.apply(at(5.9), ip(1), &message{answers: r.records(wantSRV, nil, modeNormal)}))
+	expect(t, c.apply(at(5.9), ip(1), &message{answers: r.records(wantA, []netip.Addr{ip(3)}, modeNormal)}), "10.0.0.1 b [10.0.0.3:2]")
+	expect(t, c.apply(at(7), ip(1), &message{answers: testResponder(t, "a").records(wantA, []netip.Addr{ip(2)}, modeNormal)}))
 	// Another source has its own say, and takes none of this.
-	expect(t, c.apply(at(6), ip(9), says(t, "a", 9, ip(9))), "10.0.0.9 a [10.0.0.9:9]")
-	expect(t, c.apply(at(6), ip(9), goodbye(t, "a")))
-	expect(t, c.apply(at(6), ip(1), says(t, "a", 2, ip(2))))
+	expect(t, c.apply(at(7), ip(9), says(t, "a", 9, ip(9))), "10.0.0.9 a [10.0.0.9:9]")
+	expect(t, c.apply(at(7), ip(9), goodbye(t, "a")))
+	expect(t, c.apply(at(7), ip(1), says(t, "a", 2, ip(2), v6)))
 }
 
 func TestForgets(t *testing.T) {
@@ -139,6 +150,10 @@ func TestAddressesToBeDialled(t *testing.T) {
 	expect(t, claims, "fe80::5%net3 a [10.0.0.1:1]")
 	claims = c.apply(at(2), parse("fe80::5%net3"), says(t, "a", 1, ip(1), parse("fe80::5"), parse("2001:db8::1")))
 	expect(t, claims, "fe80::5%net3 a [[fe80::5%net3]:1 10.0.0.1:1 [2001:db8::1]:1]")
+	odd := &link{name: "odd", prefixes: []netip.Prefix{netip.MustParsePrefix("127.0.0.5/8")}}
+	if a, ok := odd.usableAddr(parse("127.0.0.1")); ok {
+		t.Errorf("%s of this host may be dialled", a)
+	}
 	if claims[0].Interface != testLink.index {
 		t.Errorf("interface %d", claims[0].Interface)
 	}

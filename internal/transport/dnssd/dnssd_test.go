@@ -456,6 +456,47 @@ func answer(t testing.TB, c *conn, f func(ev event)) {
 	})
 }
 
+// However many ask the group, it is answered once a second (RFC 6762 section 6).
+func TestGroupIsAnsweredOnceASecond(t *testing.T) {
+	t.Parallel()
+	o, instance := onLo(), RandomName()
+	startAdvertise(t, o, instance, 4711)
+	startBrowse(t, o).want("the instance", claims(instance, 4711))
+	s, err := o.settings()
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, err := newResponder(s.service, instance, "host", 4711)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := peer(t, true)
+	q := message{questions: []question{{r.instance, typeSRV, classIN}}}
+	start := time.Now()
+	for range 200 {
+		if err := c.send(q.encode(false), netip.AddrPort{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	answers := 0
+	buf := make([]byte, maxPacket)
+	c.pc.SetReadDeadline(start.Add(1500 * time.Millisecond))
+	for {
+		n, _, err := c.pc.ReadFrom(buf)
+		if err != nil {
+			break
+		}
+		if m, err := parse(buf[:n]); err == nil && m.response() && slices.ContainsFunc(slices.Concat(m.answers, m.additionals),
+			func(rec record) bool { return rec.name.key() == r.instance.key() }) {
+			answers++
+		}
+	}
+	// One at least; at most one in each second begun and the two announcements.
+	if most := 3 + int(time.Since(start)/time.Second); answers < 1 || answers > most {
+		t.Errorf("%d answers, want 1 to %d", answers, most)
+	}
+}
+
 // BenchmarkBrowse is the time from Browse to the claim on loopback, interfaces
 // and sockets included.
 func BenchmarkBrowse(b *testing.B) {

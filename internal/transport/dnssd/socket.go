@@ -40,6 +40,7 @@ func listen(addr netip.AddrPort, index int, shared bool) (_ net.PacketConn, err 
 		}
 	}
 	if shared {
+		// Linux shares a port between users by the one, macOS by the other.
 		set(unix.SOL_SOCKET, unix.SO_REUSEADDR, "SO_REUSEADDR")
 		set(unix.SOL_SOCKET, unix.SO_REUSEPORT, "SO_REUSEPORT")
 	}

@@ -56,7 +56,7 @@ func TestNewName(t *testing.T) {
 func TestParseRefuses(t *testing.T) {
 	t.Parallel()
 	one := [4]uint16{0, 1}
-	long := strings.Repeat("\x3f"+strings.Repeat("x", 63), 4) + "\x00"
+	long := strings.Repeat("\x3f"+strings.Repeat("x", 63), 3) + "\x3e" + strings.Repeat("x", 62) + "\x00"
 	for what, b := range map[string][]byte{
 		"nothing":               {},
 		"half a header":         make([]byte, 11),
