@@ -28,6 +28,9 @@ const (
 	// retryTimeout is what is left at least for a second look, when a link turned
 	// out to be dead.
 	retryTimeout = 1 * time.Second
+	// stillAway is how long a search that found nobody answers for the next one: a
+	// login that tries several keys waits once.
+	stillAway = 1 * time.Second
 	// refreshAfter is how old the key list of a linked phone may be before a
 	// listing has it fetched anew, for the next listing.
 	refreshAfter = 2 * time.Second
@@ -86,6 +89,8 @@ type Phone struct {
 	last    store.Phone // as stored
 	link    *transport.Link
 	dialing *attempt
+	away    error     // why the last search found nobody
+	since   time.Time // and when it ended
 	fetched time.Time // when the key list was last asked for
 	looked  time.Time // when a listing last had the phone looked for
 }
@@ -194,6 +199,10 @@ func (p *Phone) reach(ctx context.Context, within time.Duration) (*transport.Lin
 		p.mu.Unlock()
 		return nil, ErrNotPaired
 	}
+	if p.away != nil && time.Since(p.since) < stillAway {
+		defer p.mu.Unlock()
+		return nil, p.away
+	}
 	a := p.dialing
 	if a == nil {
 		a = &attempt{done: make(chan struct{})}
@@ -211,7 +220,7 @@ func (p *Phone) reach(ctx context.Context, within time.Duration) (*transport.Lin
 
 // look is one search; it ends within so long.
 func (p *Phone) look(a *attempt, within time.Duration) {
-	ctx, cancel := context.WithTimeoutCause(p.ctx, within, ErrUnreachable)
+	ctx, cancel := context.WithTimeoutCause(p.ctx, within, fmt.Errorf("gave up after %v", within.Round(time.Millisecond)))
 	defer cancel()
 	start := time.Now()
 	link, address, err := p.dial(ctx)
@@ -219,6 +228,7 @@ func (p *Phone) look(a *attempt, within time.Duration) {
 	a.link, a.err = link, err
 	p.dialing = nil
 	p.link = link
+	p.away, p.since = err, time.Now()
 	closed := p.ctx.Err() != nil
 	name := p.last.Name
 	close(a.done)

@@ -174,6 +174,27 @@ func TestUnreachable(t *testing.T) {
 	})
 }
 
+// A login that tries one key after another waits for an absent phone once.
+func TestUnreachableForEveryKey(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t)
+		start := time.Now()
+		for range 5 {
+			if _, err := r.ask(t.Context()); !errors.Is(err, ErrUnreachable) {
+				t.Errorf("error %v", err)
+			}
+		}
+		if d := time.Since(start); d > 3*time.Second {
+			t.Errorf("failed after %v", d)
+		}
+		<-time.After(stillAway)
+		r.serve(t, "phone:1", r.paired)
+		if _, err := r.ask(t.Context()); err != nil {
+			t.Errorf("after the phone's return: %v", err)
+		}
+	})
+}
+
 func TestOneLinkForAll(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t)
