@@ -240,6 +240,7 @@ func TestRestartElsewhere(t *testing.T) {
 		if _, err := r.ask(t.Context()); err != nil {
 			t.Error(err)
 		}
+		synctest.Wait()
 		if state, _ := r.keep.Load(); state.Phones[0].Address != "phone:2" {
 			t.Errorf("remembered %q", state.Phones[0].Address)
 		}

@@ -156,3 +156,51 @@ func TestPhoneDropsSilentDevice(t *testing.T) {
 		c.Close()
 	})
 }
+
+// An approval that comes after the request was withdrawn reaches nobody.
+func TestLateAnswer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		device, phone := conformance.NewIdentity(t), conformance.NewIdentity(t)
+		here, there := mem.Pipe()
+		served := make(chan struct{})
+		go func() {
+			defer close(served)
+			c, err := transport.Server(context.Background(), there, phone, func(string, transport.Pin) error { return nil })
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			transport.Serve(context.Background(), c, envelope.Hello{Name: "Pocket"}, func(ctx context.Context, id string, req envelope.Payload) (envelope.Payload, error) {
+				<-ctx.Done()
+				return &envelope.SignResponse{Signature: []byte("too late")}, nil
+			})
+		}()
+		c, err := transport.Client(t.Context(), here, device, transport.ProtoLink, conformance.Pinned(phone.Pin()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() {
+			c.Close()
+			<-served
+		}()
+		if _, err := c.Receive(); err != nil {
+			t.Fatal(err)
+		}
+		for _, e := range []envelope.Envelope{
+			{Payload: &envelope.Hello{Name: "laptop", Clock: envelope.At(time.Now())}},
+			{ID: "a", Payload: request()},
+			{ID: "a", Payload: &envelope.Cancel{}},
+		} {
+			if err := c.Send(e); err != nil {
+				t.Fatal(err)
+			}
+		}
+		e, err := c.Receive()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if p, ok := e.Payload.(*envelope.Error); !ok || p.Code != envelope.CodeExpired {
+			t.Errorf("a withdrawn request was answered with %T %v", e.Payload, e.Payload)
+		}
+	})
+}

@@ -145,6 +145,10 @@ func (s *server) handle(ctx context.Context, cancel context.CancelFunc, e envelo
 	answer, err := s.handler(ctx, e.ID, e.Payload)
 	close(stop)
 	stillHere.Wait()
+	if ctx.Err() != nil {
+		// Whatever the handler has got to say came too late: nobody may have it.
+		answer, err = nil, envelope.Errorf(envelope.CodeExpired, "the request was withdrawn")
+	}
 	if err != nil {
 		var known *envelope.Error
 		if !errors.As(err, &known) {

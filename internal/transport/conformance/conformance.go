@@ -219,8 +219,8 @@ func testCancel(t *testing.T, open Open) {
 	l := linked(t, open, func(ctx context.Context, id string, req envelope.Payload) (envelope.Payload, error) {
 		close(started)
 		<-ctx.Done()
-		close(withdrawn)
-		return nil, ctx.Err()
+		defer close(withdrawn)
+		return answer("too late"), nil
 	})
 	ctx, cancel := context.WithCancelCause(t.Context())
 	why := errors.New("client hung up")
