@@ -190,6 +190,7 @@ func TestLateAnswer(t *testing.T) {
 			{Payload: &envelope.Hello{Name: "laptop", Clock: envelope.At(time.Now())}},
 			{ID: "a", Payload: request()},
 			{ID: "a", Payload: &envelope.Cancel{}},
+			{ID: "b", Payload: &envelope.Ping{}},
 		} {
 			if err := c.Send(e); err != nil {
 				t.Fatal(err)
@@ -199,8 +200,13 @@ func TestLateAnswer(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if p, ok := e.Payload.(*envelope.Error); !ok || p.Code != envelope.CodeExpired {
-			t.Errorf("a withdrawn request was answered with %T %v", e.Payload, e.Payload)
+		if e.ID != "b" {
+			t.Errorf("a withdrawn request was answered with %s", e.Payload.Type())
+		}
+		synctest.Wait()
+		c.SetReadDeadline(time.Now().Add(time.Second))
+		if e, err := c.Receive(); err == nil {
+			t.Errorf("a withdrawn request was answered with %s", e.Payload.Type())
 		}
 	})
 }

@@ -146,8 +146,7 @@ func (s *server) handle(ctx context.Context, cancel context.CancelFunc, e envelo
 	close(stop)
 	stillHere.Wait()
 	if ctx.Err() != nil {
-		// Whatever the handler has got to say came too late: nobody may have it.
-		answer, err = nil, envelope.Errorf(envelope.CodeExpired, "the request was withdrawn")
+		return // withdrawn: what the handler has got to say came too late, and nobody may have it
 	}
 	if err != nil {
 		var known *envelope.Error
