@@ -501,10 +501,13 @@ func TestSignals(t *testing.T) {
 			t.Parallel()
 			dir := install(t)
 			// The pipe stays open at the shell, or the second read would find it at its end.
-			cmd := exec.Command("bash", "-c", "mkfifo out; exec 3<>out; "+strings.ReplaceAll(c.script, "<out", "<&3"))
+			ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second) // reached only by a test that fails
+			defer cancel()
+			cmd := exec.CommandContext(ctx, "bash", "-c", "mkfifo out; exec 3<>out; "+strings.ReplaceAll(c.script, "<out", "<&3"))
 			cmd.Dir = dir
+			cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // so that the stubborn end, too
+			cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
 			cmd.Env = append(os.Environ(), "GORACE=atexit_sleep_ms=0", "PATH="+dir+":"+os.Getenv("PATH"))
-			cmd.WaitDelay = 20 * time.Second
 			var stderr bytes.Buffer
 			cmd.Stderr = &stderr
 			out, err := cmd.Output()
