@@ -62,7 +62,7 @@ else
 endif
 
 demo: build
-	$(GO) run ./internal/e2e/demo
+	@$(GO) run ./internal/e2e/demo bin
 
 # Each promise of vmux-security(7) with the result of its tests, TestThreat_ROW_….
 threats:
