@@ -110,7 +110,7 @@ func newHost(t testing.TB) *host {
 		"LANG=C.UTF-8",
 		"CI=" + os.Getenv("CI"),
 		binDirEnv + "=" + binDir,
-		"GORACE=halt_on_error=1",
+		"GORACE=halt_on_error=1 atexit_sleep_ms=0",
 		"SSH_AUTH_SOCK=" + filepath.Join(home, ".ssh", "vmux-agent.sock"),
 	}}
 }
