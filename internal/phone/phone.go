@@ -28,9 +28,12 @@ const (
 	// retryTimeout is what is left at least for a second look, when a link turned
 	// out to be dead.
 	retryTimeout = 1 * time.Second
-	// stillAway is how long a search that found nobody answers for the next one: a
-	// login that tries several keys waits once.
+	// stillAway is how long after a search that found nobody the next ones are
+	// short: a login that tries several keys waits once.
 	stillAway = 1 * time.Second
+	// glance is how short. A phone that is back answers within milliseconds, and
+	// must not be refused because it was away a moment ago.
+	glance = 200 * time.Millisecond
 	// refreshAfter is how old the key list of a linked phone may be before a
 	// listing has it fetched anew, for the next listing.
 	refreshAfter = 2 * time.Second
@@ -89,8 +92,7 @@ type Phone struct {
 	last    store.Phone // as stored
 	link    *transport.Link
 	dialing *attempt
-	away    error     // why the last search found nobody
-	since   time.Time // and when it ended
+	away    time.Time // when a search, apart from glances, last found nobody
 	fetched time.Time // when the key list was last asked for
 	looked  time.Time // when a listing last had the phone looked for
 }
@@ -199,9 +201,8 @@ func (p *Phone) reach(ctx context.Context, within time.Duration) (*transport.Lin
 		p.mu.Unlock()
 		return nil, ErrNotPaired
 	}
-	if p.away != nil && time.Since(p.since) < stillAway {
-		defer p.mu.Unlock()
-		return nil, p.away
+	if !p.away.IsZero() && time.Since(p.away) < stillAway {
+		within = min(within, glance)
 	}
 	a := p.dialing
 	if a == nil {
@@ -228,7 +229,12 @@ func (p *Phone) look(a *attempt, within time.Duration) {
 	a.link, a.err = link, err
 	p.dialing = nil
 	p.link = link
-	p.away, p.since = err, time.Now()
+	switch {
+	case err == nil:
+		p.away = time.Time{}
+	case within > glance:
+		p.away = time.Now()
+	}
 	closed := p.ctx.Err() != nil
 	name := p.last.Name
 	close(a.done)
