@@ -147,7 +147,7 @@ func TestCommandLine(t *testing.T) {
 		{"kye --json", 2, "{\"error\":{\"message\":\"there is no command \\\"kye\\\"\",\"hint\":\"did you mean key? see vmux-test --help\",\"exit\":2}}\n",
 			"error: there is no command \"kye\"\nhint: did you mean key? see vmux-test --help\n"},
 
-		{"fail", 1, "", "error: it broke\\x1b[2J\\x0ahint: none\nhint: vmux-doctor checks the whole set-up\n"},
+		{"fail", 1, "", "error: it broke\\x1b[2J\\x0ahint: none\nhint: the manual page has more: man vmux-test\n"},
 		{"fail --quiet told", 5, "", "error: outer: inner\nhint: ask nicely\n"},
 		{"fail --json told", 5, "{\"error\":{\"message\":\"outer: inner\",\"hint\":\"ask nicely\",\"exit\":5}}\n", "error: outer: inner\nhint: ask nicely\n"},
 		{"fail late", 6, "", "error: list: context deadline exceeded\nhint: look at the phone, then try again\n"},

@@ -73,8 +73,7 @@ func as[E error](exit int, hint func(E) string) row {
 	}}
 }
 
-// advice is the table: one group for each package, the more special error before the more general one. It is
-// what vmux-doctor prints as remedy, too.
+// advice is the table: one group for each package, the more special error before the more general one.
 func advice() []row {
 	return []row{
 		// store
@@ -167,7 +166,7 @@ func advice() []row {
 		is(phone.ErrUnknownKey, ExitFailed, "see what the phone holds: ssh-add -l"),
 		is(phone.ErrTooMany, ExitFailed, "answer what waits on the phone, then try again"),
 		is(phone.ErrLost, ExitUnreachable, "bring the phone back into this network, then try again"),
-		is(phone.ErrUnreachable, ExitUnreachable, "wake the phone and look that both are in the same network; vmux-doctor finds out more"),
+		is(phone.ErrUnreachable, ExitUnreachable, "wake the phone and look that both are in the same network, or pair again with its address: vmux-pair --address HOST:PORT"),
 		is(phone.ErrFailed, ExitFailed, "look at the phone's log; vmux-signer writes it to standard error"),
 
 		// transport
@@ -224,8 +223,8 @@ func advice() []row {
 	}
 }
 
-// Advice returns the exit status and the hint that belong to an error; both are fixed for an error that no row
-// matches.
+// Advice returns the exit status and the hint that belong to an error. For an error that no row matches the hint
+// is empty.
 func Advice(err error) (exit int, hint string) {
 	if f, ok := errors.AsType[*failure](err); ok {
 		return f.exit, f.hint
@@ -241,5 +240,5 @@ func Advice(err error) (exit int, hint string) {
 			return r.exit, hint
 		}
 	}
-	return ExitFailed, "vmux-doctor checks the whole set-up"
+	return ExitFailed, ""
 }

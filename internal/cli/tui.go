@@ -125,8 +125,13 @@ func (t *TUI) Error(err error) {
 }
 
 func (t *TUI) advice(err error) (exit int, hint string) {
-	if exit, hint = Advice(err); hint == "" {
+	exit, hint = Advice(err)
+	switch {
+	case hint != "":
+	case exit == ExitUsage:
 		hint = "type: " + t.command + " --help"
+	default:
+		hint = "the manual page has more: man " + strings.Fields(t.command)[0]
 	}
 	return exit, hint
 }

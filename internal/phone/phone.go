@@ -427,7 +427,7 @@ func (p *Phone) Keys() []store.Key {
 	return p.last.Keys
 }
 
-// Status is what vmux-doctor and people ask about.
+// Status is how things stand with one phone.
 type Status struct {
 	Name      string        `json:"name"`
 	Pin       string        `json:"pin"`
