@@ -1,0 +1,75 @@
+// SPDX-License-Identifier: BSD-3-Clause
+
+package e2e
+
+import (
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+)
+
+const module = "vmux.app/toolkit/"
+
+// imports says which packages of ours each package may import: data flows one
+// way, from the socket to the phone. What parses bytes from outside, or speaks
+// to the kernel, stands alone.
+var imports = map[string][]string{
+	"internal/envelope":              {},
+	"internal/netnstest":             {},
+	"internal/process":               {},
+	"internal/ptytest":               {},
+	"internal/safetext":              {},
+	"internal/signed":                {},
+	"internal/store":                 {},
+	"internal/transport/dnssd":       {},
+	"internal/unixsock":              {},
+	"internal/agent":                 {"internal/process", "internal/signed", "internal/unixsock"},
+	"internal/transport":             {"internal/envelope"},
+	"internal/transport/mem":         {"internal/transport"},
+	"internal/transport/lan":         {"internal/transport", "internal/transport/dnssd"},
+	"internal/transport/conformance": {"internal/envelope", "internal/transport"},
+	"internal/pairing":               {"internal/envelope", "internal/transport"},
+	"internal/phone":                 {"internal/envelope", "internal/pairing", "internal/store", "internal/transport"},
+	"internal/signer": {"internal/envelope", "internal/pairing", "internal/safetext", "internal/signed", "internal/store",
+		"internal/transport", "internal/transport/dnssd", "internal/transport/lan", "internal/unixsock"},
+	// The table of advice knows the errors of all.
+	"internal/cli": {"internal/agent", "internal/pairing", "internal/phone", "internal/safetext", "internal/signer",
+		"internal/store", "internal/transport", "internal/unixsock"},
+}
+
+// The direction of imports is part of the design: the agent never knows the
+// phone, and only commands know cli.
+func TestImports(t *testing.T) {
+	t.Parallel()
+	c := exec.Command("go", "list", "-f", `{{.ImportPath}} {{join .Imports " "}}`, "../../...")
+	out, err := c.Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	seen := 0
+	for _, line := range strings.Split(strings.TrimSpace(string(out)), "\n") {
+		fields := strings.Fields(strings.ReplaceAll(line, module, ""))
+		name := fields[0]
+		if strings.HasPrefix(name, "internal/e2e") {
+			continue
+		}
+		allowed, known := imports[name]
+		if !known && !strings.HasPrefix(name, "cmd/") {
+			t.Errorf("%s is not in the table", name)
+		}
+		seen++
+		for _, i := range fields[1:] {
+			switch {
+			case strings.HasPrefix(i, "cmd/"), strings.HasPrefix(i, "internal/e2e"):
+				t.Errorf("%s imports %s", name, i)
+			case !strings.HasPrefix(i, "internal/") || strings.HasPrefix(name, "cmd/"):
+			case !slices.Contains(allowed, i):
+				t.Errorf("%s imports %s, which it must not", name, i)
+			}
+		}
+	}
+	if seen < len(imports) {
+		t.Errorf("%d packages, fewer than in the table", seen)
+	}
+}
