@@ -33,7 +33,7 @@ func pair(c *cli.Context) error {
 	timeout := c.Duration("timeout")
 	ctx, cancel := context.WithTimeout(c.Context, timeout)
 	defer cancel()
-	waiting := func() {}
+	var waiting func()
 	if byURL {
 		u := pairing.NewURL(o.Name, o.Identity.Pin())
 		o.URL = &u
@@ -43,8 +43,8 @@ func pair(c *cli.Context) error {
 		t.Result(map[string]any{"url": u.String()}, func(w io.Writer) { fmt.Fprintln(w, u.String()) })
 		waiting = t.Waiting("the phone; give it the URL: vmux-signer pair URL", timeout)
 	} else {
-		waiting = t.Waiting("a phone with Pair open (vmux-signer pair)", timeout)
-		found := waiting
+		found := t.Waiting("a phone with Pair open (vmux-signer pair)", timeout)
+		waiting = found
 		pick := choose(t)
 		o.Choose = func(ctx context.Context, names []string) (int, error) {
 			found()

@@ -57,6 +57,9 @@ func childMain() int {
 			fmt.Println(childSpecial(verb, arg))
 		}
 	}
+	for _, c := range held {
+		c.Close()
+	}
 	return 0
 }
 
