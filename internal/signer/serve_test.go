@@ -738,3 +738,19 @@ func TestListenErrors(t *testing.T) {
 		}
 	}
 }
+
+// What an earlier process recorded of its socket does not mislead.
+func TestStaleControlPath(t *testing.T) {
+	t.Parallel()
+	h := testHome(t)
+	if err := os.WriteFile(h.path(controlPathName), []byte("/nonexistent/s\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := h.Reload(t.Context()); !errors.Is(err, ErrNotRunning) {
+		t.Errorf("before: %v", err)
+	}
+	serve(t, h, yes{})
+	if err := h.Reload(t.Context()); err != nil {
+		t.Errorf("running: %v", err)
+	}
+}
