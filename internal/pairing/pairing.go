@@ -300,9 +300,15 @@ func (x *exchange) receive(ctx context.Context) (envelope.Payload, error) {
 	case r := <-x.in:
 		return r.payload, r.err
 	case <-ctx.Done():
-		return nil, context.Cause(ctx)
+		return nil, &stoppedError{context.Cause(ctx)}
 	}
 }
+
+// stoppedError is the end of this end's context: a person who leaves, or time.
+type stoppedError struct{ cause error }
+
+func (e *stoppedError) Error() string { return e.cause.Error() }
+func (e *stoppedError) Unwrap() error { return e.cause }
 
 // ask runs question, which waits for a person, and gives what the other end
 // says meanwhile to hear. The question's context ends when the other end gives
@@ -317,7 +323,7 @@ func (x *exchange) ask(ctx context.Context, question func(context.Context) error
 		select {
 		case err := <-answered:
 			if cause := context.Cause(ctx); cause != nil {
-				return cause
+				return &stoppedError{cause}
 			}
 			return err
 		case r := <-x.in:
@@ -357,15 +363,16 @@ func (x *exchange) refuse(err error) error {
 // toWire and fromWire carry the failures that people can do something about.
 func toWire(err error) *envelope.Error {
 	var e *envelope.Error
+	var stopped *stoppedError
 	switch {
 	case errors.As(err, &e):
 		return e
 	case errors.Is(err, ErrNoWindow):
 		return envelope.Errorf(envelope.CodeNotPaired, "%v", ErrNoWindow)
-	case errors.Is(err, ErrDeclined), errors.Is(err, context.Canceled):
-		return envelope.Errorf(envelope.CodeDenied, "%v", ErrDeclined)
 	case errors.Is(err, context.DeadlineExceeded):
 		return envelope.Errorf(envelope.CodeExpired, "%v", err)
+	case errors.Is(err, ErrDeclined), errors.As(err, &stopped), errors.Is(err, context.Canceled):
+		return envelope.Errorf(envelope.CodeDenied, "%v", ErrDeclined)
 	case errors.Is(err, ErrMethod):
 		return envelope.Errorf(envelope.CodeUnsupported, "%v", ErrMethod)
 	}
@@ -381,7 +388,7 @@ func fromWire(e *envelope.Error) error {
 	case envelope.CodeUnsupported:
 		return ErrMethod
 	}
-	return fmt.Errorf("the other end refused: %w", e)
+	return fmt.Errorf("the other end refused: %s", e.Message)
 }
 
 // key derives the key of the codes and proofs. The exporter binds it to this

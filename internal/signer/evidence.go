@@ -15,19 +15,44 @@ import (
 // kindLogin is Verified.Kind of a login.
 var kindLogin = signed.Login.String()
 
-// destination is what the hosts' own statements prove of a login.
+// destination is where a login goes, as far as that is known.
 type destination struct {
-	hostKey    ssh.PublicKey // nil when it is not known
-	unverified string        // why
-	hops       []string      // fingerprints
+	// hostKey is the one that the login itself names (hostbound, PROTOCOL section
+	// 3.1): a server with another host key does not take the signature. nil when
+	// it names none; unverified then says what is known instead.
+	hostKey    ssh.PublicKey
+	unverified string
+	// vouched is the host whose statement leads to this login. That proves
+	// little: a device can make a host key of its own and vouch for any session.
+	vouched ssh.PublicKey
+	hops    []string // fingerprints
+	proven  bool     // that the hops led to this login
 }
 
-// judge looks at the statements that came with a login. Each is a host's
-// signature over a session id. Together they must lead to this login: every
-// statement but the last of a hop that forwards, the last of the session that
-// the data to be signed is for. The device can leave statements out, but it
-// cannot make one up for another host.
+// judge says where a login goes, from the data to be signed and the statements
+// of hosts that came with it.
 func judge(m signed.Meaning, binds []envelope.Bind) destination {
+	d := follow(m, binds)
+	switch {
+	case len(m.HostKey) > 0:
+		key, err := ssh.ParsePublicKey(m.HostKey)
+		if err != nil {
+			d.unverified = "the login names an unreadable host key"
+			break
+		}
+		d.hostKey, d.unverified = key, ""
+		d.proven = d.vouched != nil && signed.SameKey(m.HostKey, d.vouched.Marshal())
+	case d.unverified == "":
+		d.unverified = "the login does not name its host key"
+	}
+	return d
+}
+
+// follow looks at the statements. Each is a host's signature over a session id.
+// Together they must lead to this login: every statement but the last of a hop
+// that forwards, the last of the session that the data to be signed is for. The
+// device can leave statements out, but it cannot make one up for another host.
+func follow(m signed.Meaning, binds []envelope.Bind) destination {
 	unknown := func(format string, a ...any) destination {
 		return destination{unverified: fmt.Sprintf(format, a...)}
 	}
@@ -51,7 +76,7 @@ func judge(m signed.Meaning, binds []envelope.Bind) destination {
 			return unknown("statement %d has an unreadable host key", i+1)
 		}
 		if i == len(binds)-1 && !b.Forwarding {
-			d.hostKey = key
+			d.vouched = key
 			continue
 		}
 		if !b.Forwarding {
@@ -66,8 +91,6 @@ func judge(m signed.Meaning, binds []envelope.Bind) destination {
 	case !bytes.Equal(last.SessionID, m.SessionID):
 		// The hops may belong to another connection then, too.
 		return unknown("the host's statement is for another session")
-	case len(m.HostKey) > 0 && !signed.SameKey(m.HostKey, last.HostKey):
-		return unknown("the login names another host key than the host's statement")
 	}
 	return d
 }
@@ -110,11 +133,17 @@ func newPrompt(device Device, k *Key, m signed.Meaning, c *envelope.Context) *Pr
 			binds = c.Destination.Binds
 		}
 		d := judge(m, binds)
+		v.Unverified = d.unverified
 		if d.hostKey != nil {
-			v.HostKey, v.HostKeyType, v.Hops = fingerprint(d.hostKey), d.hostKey.Type(), d.hops
+			v.HostKey, v.HostKeyType = fingerprint(d.hostKey), d.hostKey.Type()
+		} else if d.vouched != nil {
+			p.Claimed.HostKey = fingerprint(d.vouched)
+		}
+		if d.proven {
+			v.Hops = d.hops
 		} else {
 			// Statements that do not lead to this login may be from anywhere.
-			v.Unverified, p.Claimed.Hops = d.unverified, d.hops
+			p.Claimed.Hops = d.hops
 		}
 	case signed.SSHSIG:
 		v.Namespace = m.Namespace

@@ -43,8 +43,8 @@ type Verified struct {
 	Kind      string // signed.Kind's name
 	User      string // the remote user of a login
 	Namespace string // of an SSHSIG signature
-	// HostKey is the fingerprint of the host that is logged in to, empty when it
-	// is not known; Unverified then says why.
+	// HostKey is the fingerprint of the only host that takes the login, empty when
+	// the login names none; Unverified then says what is known.
 	HostKey     string
 	HostKeyType string
 	Unverified  string
@@ -56,6 +56,7 @@ type Verified struct {
 // Claimed is what the device says, and could lie about.
 type Claimed struct {
 	HostNames        []string
+	HostKey          string // fingerprint of a host that vouches for the session, when the login names none
 	Forwarded        bool
 	Hops             []string  // as Verified.Hops, of statements that do not lead to this login
 	Processes        []Process // the client first
@@ -129,6 +130,9 @@ func (p *Prompt) Fields() (verified, claimed []Field) {
 
 	if len(c.HostNames) > 0 {
 		claimed = append(claimed, Field{"host", shown(strings.Join(c.HostNames, ", "), maxShown)})
+	}
+	if c.HostKey != "" {
+		claimed = append(claimed, Field{"host key", c.HostKey})
 	}
 	if n := len(c.Hops); n > 0 {
 		claimed = append(claimed, Field{"forwarded", fmt.Sprintf("through %s: %s", hosts(n), some(c.Hops, 2))})

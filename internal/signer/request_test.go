@@ -604,6 +604,7 @@ func TestThreat_T11_Destination(t *testing.T) {
 	t.Parallel()
 	h, hop := hostSigner(t, true), hostSigner(t, false)
 	hostPrint, hopPrint := ssh.FingerprintSHA256(h.PublicKey()), ssh.FingerprintSHA256(hop.PublicKey())
+	hk := h.PublicKey().Marshal()
 	sid, other := sessionID(1), sessionID(2)
 	forged := bind(t, hop, sid, false)
 	forged.HostKey = h.PublicKey().Marshal()
@@ -621,23 +622,28 @@ func TestThreat_T11_Destination(t *testing.T) {
 		why     string
 		hops    int
 		claimed int
+		vouched string // claimed fingerprint
 	}{
-		"bound":            {[]envelope.Bind{bind(t, h, sid, false)}, nil, hostPrint, "", 0, 0},
-		"hostbound":        {[]envelope.Bind{bind(t, h, sid, false)}, h.PublicKey().Marshal(), hostPrint, "", 0, 0},
-		"certificate":      {[]envelope.Bind{certified}, cert.Marshal(), hostPrint, "", 0, 0},
-		"forwarded":        {[]envelope.Bind{bind(t, hop, other, true), bind(t, h, sid, false)}, nil, hostPrint, "", 1, 0},
-		"none":             {nil, nil, "", "no statement", 0, 0},
-		"none, hostbound":  {nil, h.PublicKey().Marshal(), "", "no statement", 0, 0},
-		"false host key":   {[]envelope.Bind{forged}, nil, "", "not signed by its host", 0, 0},
-		"another session":  {[]envelope.Bind{bind(t, h, other, false)}, nil, "", "another session", 0, 0},
-		"false hostbound":  {[]envelope.Bind{bind(t, h, sid, false)}, hop.PublicKey().Marshal(), "", "another host key", 0, 0},
-		"chain ends early": {[]envelope.Bind{bind(t, hop, other, false), bind(t, h, sid, false)}, nil, "", "ends the chain", 0, 0},
-		"forwards only":    {[]envelope.Bind{bind(t, hop, other, true)}, nil, "", "forwards without", 0, 1},
-		"hop's own":        {[]envelope.Bind{bind(t, hop, sid, true)}, nil, "", "forwards without", 0, 1},
+		"hostbound":        {[]envelope.Bind{bind(t, h, sid, false)}, hk, hostPrint, "", 0, 0, ""},
+		"certificate":      {[]envelope.Bind{certified}, cert.Marshal(), hostPrint, "", 0, 0, ""},
+		"forwarded":        {[]envelope.Bind{bind(t, hop, other, true), bind(t, h, sid, false)}, hk, hostPrint, "", 1, 0, ""},
+		"no statement":     {nil, hk, hostPrint, "", 0, 0, ""},
+		"other statement":  {[]envelope.Bind{bind(t, hop, other, true), bind(t, hop, sid, false)}, hk, hostPrint, "", 0, 1, ""},
+		"false hop":        {[]envelope.Bind{bind(t, hop, sid, true)}, hk, hostPrint, "", 0, 1, ""},
+		"another's hop":    {[]envelope.Bind{bind(t, hop, other, true), bind(t, h, other, false)}, hk, hostPrint, "", 0, 0, ""},
+		"vouched":          {[]envelope.Bind{bind(t, h, sid, false)}, nil, "", "does not name", 0, 0, hostPrint},
+		"vouched by a lie": {[]envelope.Bind{bind(t, hop, sid, false)}, nil, "", "does not name", 0, 0, hopPrint},
+		"vouched, hops":    {[]envelope.Bind{bind(t, hop, other, true), bind(t, h, sid, false)}, nil, "", "does not name", 0, 1, hostPrint},
+		"none":             {nil, nil, "", "no statement", 0, 0, ""},
+		"false host key":   {[]envelope.Bind{forged}, nil, "", "not signed by its host", 0, 0, ""},
+		"another session":  {[]envelope.Bind{bind(t, h, other, false)}, nil, "", "another session", 0, 0, ""},
+		"chain ends early": {[]envelope.Bind{bind(t, hop, other, false), bind(t, h, sid, false)}, nil, "", "ends the chain", 0, 0, ""},
+		"forwards only":    {[]envelope.Bind{bind(t, hop, other, true)}, nil, "", "forwards without", 0, 1, ""},
+		"hop's own":        {[]envelope.Bind{bind(t, hop, sid, true)}, nil, "", "forwards without", 0, 1, ""},
 		"forged hop": {[]envelope.Bind{{HostKey: hop.PublicKey().Marshal(), SessionID: other, Signature: forged.Signature, Forwarding: true},
-			bind(t, h, sid, false)}, nil, "", "not signed by its host", 0, 0},
-		"junk": {[]envelope.Bind{{HostKey: []byte("x"), SessionID: sid, Signature: []byte("y")}}, nil, "", "not signed", 0, 0},
-		"long": {[]envelope.Bind{bind(t, h, bytes.Repeat([]byte{1}, 129), false)}, nil, "", "session id of 129", 0, 0},
+			bind(t, h, sid, false)}, nil, "", "not signed by its host", 0, 0, ""},
+		"junk": {[]envelope.Bind{{HostKey: []byte("x"), SessionID: sid, Signature: []byte("y")}}, nil, "", "not signed", 0, 0, ""},
+		"long": {[]envelope.Bind{bind(t, h, bytes.Repeat([]byte{1}, 129), false)}, nil, "", "session id of 129", 0, 0, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -658,6 +664,9 @@ func TestThreat_T11_Destination(t *testing.T) {
 			if len(v.Hops) != c.hops || len(q.prompt.Claimed.Hops) != c.claimed || c.hops > 0 && v.Hops[0] != hopPrint {
 				t.Errorf("hops %q, claimed %q", v.Hops, q.prompt.Claimed.Hops)
 			}
+			if q.prompt.Claimed.HostKey != c.vouched {
+				t.Errorf("claimed host key %q", q.prompt.Claimed.HostKey)
+			}
 			if v.Device != "laptop" || v.User != "root" || v.Kind != kindLogin || v.KeyLabel != "work" {
 				t.Errorf("%+v", v)
 			}
@@ -675,6 +684,9 @@ func TestThreat_T11_Destination(t *testing.T) {
 			}
 			if !strings.Contains(text, "From laptop → friendly.example (claimed)\n") {
 				t.Errorf("text %q", text)
+			}
+			if c.want == "" && (strings.Contains(verified, hostPrint) || strings.Contains(verified, hopPrint)) {
+				t.Errorf("a host key that is not proven in text %q", text)
 			}
 			if (c.want == "") != strings.Contains(verified, "NOT VERIFIED") {
 				t.Errorf("text %q", text)

@@ -19,6 +19,7 @@ import (
 	"vmux.app/toolkit/internal/envelope"
 	"vmux.app/toolkit/internal/transport"
 	"vmux.app/toolkit/internal/transport/dnssd"
+	"vmux.app/toolkit/internal/transport/lan"
 )
 
 const (
@@ -147,7 +148,7 @@ func Serve(ctx context.Context, home *Home, o Options) error {
 	if o.Listen == "" {
 		o.Listen = ":0"
 	}
-	listener, err := net.Listen("tcp", o.Listen)
+	listener, err := lan.Listen(ctx, o.Listen)
 	if err != nil {
 		var op *net.OpError
 		if errors.As(err, &op) {
