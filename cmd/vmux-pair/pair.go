@@ -31,7 +31,7 @@ func pair(c *cli.Context) error {
 		return err
 	}
 	timeout := c.Duration("timeout")
-	ctx, cancel := context.WithTimeout(c.Context, timeout)
+	ctx, cancel := context.WithTimeoutCause(c.Context, timeout, pairing.ErrTime)
 	defer cancel()
 	var waiting func()
 	if byURL {
@@ -77,36 +77,16 @@ func options(c *cli.Context) (phone.PairOptions, error) {
 	if err != nil {
 		return phone.PairOptions{}, err
 	}
-	keyFile, err := store.Env(os.Getenv).LinkKeyFile()
-	if err != nil {
-		return phone.PairOptions{}, err
-	}
-	key, err := store.LinkKey(keyFile)
-	if err != nil {
-		return phone.PairOptions{}, err
-	}
-	id, err := transport.NewIdentity(key)
-	if err != nil {
-		return phone.PairOptions{}, err
-	}
-	keep, _, err := cli.OpenState(c)
-	if err != nil {
-		return phone.PairOptions{}, err
-	}
 	log := cli.From(c).Logger()
-	return phone.PairOptions{
-		Options: phone.Options{
-			Identity: id,
-			Name:     config.Name,
-			Software: "vmux-pair " + cli.Version(),
-			Networks: []transport.Network{lan.New(log)},
-			Store:    keep,
-			Deadline: config.Deadline,
-			Log:      log,
-		},
-		Address: c.String("address"),
-		Phone:   c.String("phone"),
-	}, nil
+	o, err := phone.Prepare(store.Env(os.Getenv), config, "vmux-pair "+cli.Version(), []transport.Network{lan.New(log)}, log)
+	if err != nil {
+		return phone.PairOptions{}, err
+	}
+	// A damaged state is set aside and said now, before anybody is asked.
+	if _, _, err := cli.OpenState(c); err != nil {
+		return phone.PairOptions{}, err
+	}
+	return phone.PairOptions{Options: o, Address: c.String("address"), Phone: c.String("phone")}, nil
 }
 
 // askCode asks until there are six digits: a slip of the finger does not use

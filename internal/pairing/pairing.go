@@ -40,6 +40,15 @@ var (
 	ErrMethod    = errors.New("one end pairs by digits and the other by URL")
 )
 
+// ErrTime says that one end's time was over. It is a context.DeadlineExceeded,
+// and is for being the cause of such a context.
+var ErrTime error = timeError{}
+
+type timeError struct{}
+
+func (timeError) Error() string        { return "the pairing was not finished in time" }
+func (timeError) Is(target error) bool { return target == context.DeadlineExceeded }
+
 // Peer is who was paired.
 type Peer struct {
 	Name string
@@ -370,7 +379,7 @@ func toWire(err error) *envelope.Error {
 	case errors.Is(err, ErrNoWindow):
 		return envelope.Errorf(envelope.CodeNotPaired, "%v", ErrNoWindow)
 	case errors.Is(err, context.DeadlineExceeded):
-		return envelope.Errorf(envelope.CodeExpired, "%v", err)
+		return envelope.Errorf(envelope.CodeExpired, "%v", ErrTime)
 	case errors.Is(err, ErrDeclined), errors.As(err, &stopped), errors.Is(err, context.Canceled):
 		return envelope.Errorf(envelope.CodeDenied, "%v", ErrDeclined)
 	case errors.Is(err, ErrMethod):
@@ -385,6 +394,8 @@ func fromWire(e *envelope.Error) error {
 		return ErrNoWindow
 	case envelope.CodeDenied:
 		return ErrDeclined
+	case envelope.CodeExpired:
+		return ErrTime
 	case envelope.CodeUnsupported:
 		return ErrMethod
 	}
