@@ -55,7 +55,11 @@ func run(c *cli.Context) error {
 	}
 	defer closeAll(listeners)
 
-	phones, err := openPhones(config, log)
+	options, err := phone.Prepare(store.Env(os.Getenv), config, "vmux-agent "+cli.Version(), []transport.Network{lan.New(log)}, log)
+	if err != nil {
+		return err
+	}
+	phones, err := phone.NewSet(options)
 	var damaged *store.DamagedError
 	switch {
 	case errors.As(err, &damaged):
@@ -136,35 +140,6 @@ func serveAll(ctx context.Context, server *agent.Server, listeners []net.Listene
 	}
 	all.Wait()
 	return errors.Join(errs...)
-}
-
-func openPhones(config store.Config, log *slog.Logger) (*phone.Set, error) {
-	env := store.Env(os.Getenv)
-	keyFile, err := env.LinkKeyFile()
-	if err != nil {
-		return nil, err
-	}
-	key, err := store.LinkKey(keyFile)
-	if err != nil {
-		return nil, err
-	}
-	id, err := transport.NewIdentity(key)
-	if err != nil {
-		return nil, err
-	}
-	stateFile, err := env.StateFile()
-	if err != nil {
-		return nil, err
-	}
-	return phone.NewSet(phone.Options{
-		Identity: id,
-		Name:     config.Name,
-		Software: "vmux-agent " + cli.Version(),
-		Networks: []transport.Network{lan.New(log)},
-		Store:    store.New(stateFile, log),
-		Deadline: config.Deadline,
-		Log:      log,
-	})
 }
 
 func policy(p store.Policy) agent.Policy {

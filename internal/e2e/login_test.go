@@ -13,7 +13,20 @@ import (
 // world is a device paired with a phone, whose keys a server accepts.
 func world(t testing.TB, approve string, types ...string) (*host, *phone, *server) {
 	t.Helper()
+	return around(t, newPhone(t), approve, types...)
+}
+
+// asking is a world whose owner is asked.
+func asking(t testing.TB) (*host, *phone, *server, *approver) {
+	t.Helper()
 	p := newPhone(t)
+	owner := p.askpass()
+	d, p, s := around(t, p, "askpass")
+	return d, p, s, owner
+}
+
+func around(t testing.TB, p *phone, approve string, types ...string) (*host, *phone, *server) {
+	t.Helper()
 	for _, typ := range types {
 		p.ok("vmux-signer", "key", "add", typ, "--type", typ)
 	}
@@ -67,13 +80,7 @@ func TestThreat_C01_BothKinds(t *testing.T) {
 // The owner's answer decides, and the prompt says for what.
 func TestOwnerDecides(t *testing.T) {
 	t.Parallel()
-	p := newPhone(t)
-	owner := p.askpass()
-	p.serve("--approve", "askpass")
-	d := newHost(t)
-	pair(t, d, p)
-	agent := d.agent()
-	s := newServer(t, d.ok("ssh-add", "-L"))
+	d, _, s, owner := asking(t)
 
 	login := d.spawn("ssh", s.args("echo", "in")...)
 	prompt := owner.next()
@@ -92,20 +99,14 @@ func TestOwnerDecides(t *testing.T) {
 	if exit := login.ended(); exit == 0 {
 		t.Error("logged in though it was denied")
 	}
-	agent.wait(`outcome=denied|denied on the phone|denied by the owner`)
+	d.serving.wait(`outcome=denied|denied on the phone|denied by the owner`)
 }
 
 // A hundred listings finish while one prompt waits. A second login's prompt
 // comes after it: the owner sees one dialog at a time.
 func TestPendingPromptDelaysNobody(t *testing.T) {
 	t.Parallel()
-	p := newPhone(t)
-	owner := p.askpass()
-	p.serve("--approve", "askpass")
-	d := newHost(t)
-	pair(t, d, p)
-	d.agent()
-	s := newServer(t, d.ok("ssh-add", "-L"))
+	d, _, s, owner := asking(t)
 	first := d.spawn("ssh", s.args("echo", "first")...)
 	waiting := owner.next()
 	for range 100 {
@@ -124,13 +125,7 @@ func TestPendingPromptDelaysNobody(t *testing.T) {
 
 func TestHangUpWithdrawsThePrompt(t *testing.T) {
 	t.Parallel()
-	p := newPhone(t)
-	owner := p.askpass()
-	p.serve("--approve", "askpass")
-	d := newHost(t)
-	pair(t, d, p)
-	d.agent()
-	s := newServer(t, d.ok("ssh-add", "-L"))
+	d, _, s, owner := asking(t)
 	login := d.spawn("ssh", s.args("true")...)
 	prompt := owner.next()
 	login.stop(syscall.SIGKILL)
@@ -142,23 +137,17 @@ func TestHangUpWithdrawsThePrompt(t *testing.T) {
 // port is shown where it can advertise, over a wire.
 func TestSignerDiesInMidRequest(t *testing.T) {
 	t.Parallel()
-	p := newPhone(t)
-	owner := p.askpass()
-	p.serve("--approve", "askpass")
-	d := newHost(t)
-	pair(t, d, p)
-	agent := d.agent()
-	s := newServer(t, d.ok("ssh-add", "-L"))
+	d, p, s, owner := asking(t)
 	login := d.spawn("ssh", s.args("true")...)
 	owner.next()
 	p.serving.stop(syscall.SIGKILL)
 	if exit := login.ended(); exit == 0 {
 		t.Error("logged in without an answer")
 	}
-	agent.wait(`outcome=failed reason=`)
+	d.serving.wait(`outcome=failed reason=`)
 	p.serveOn(p.address, "--no-advertise", "--approve", "always")
 	if r := s.login(d, "echo", "in"); r.exit != 0 {
-		t.Errorf("after the signer's return: %v\n%s", r, agent.output())
+		t.Errorf("after the signer's return: %v\n%s", r, d.serving.output())
 	}
 }
 
@@ -200,7 +189,7 @@ func TestAgentFollowsPairings(t *testing.T) {
 	p := newPhone(t)
 	p.serve("--approve", "always")
 	d := newHost(t)
-	agent := d.agent()
+	d.agent()
 	if r := d.run("ssh-add", "-l"); r.exit != 1 {
 		t.Fatalf("before: %v", r)
 	}
@@ -217,7 +206,7 @@ func TestAgentFollowsPairings(t *testing.T) {
 		t.Errorf("after forgetting: %v", r)
 	}
 	p.serving.wait(`"event":"disconnected"`)
-	agent.wait(`phone forgotten`)
+	d.serving.wait(`phone forgotten`)
 }
 
 // A device that the phone forgot is cut off at once and told why.

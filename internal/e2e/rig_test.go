@@ -90,8 +90,9 @@ type host struct {
 	home string
 	env  []string
 	// start runs a prepared command, somewhere else than here if set.
-	start func(*exec.Cmd) error
-	cred  *syscall.Credential
+	start   func(*exec.Cmd) error
+	cred    *syscall.Credential
+	serving *process // its agent, if one was started
 }
 
 func newHost(t testing.TB) *host {
@@ -376,6 +377,7 @@ func (h *host) agent(args ...string) *process {
 	h.t.Helper()
 	p := h.spawn("vmux-agent", args...)
 	p.wait(`msg=serving`)
+	h.serving = p
 	return p
 }
 

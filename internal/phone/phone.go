@@ -80,6 +80,29 @@ type Options struct {
 	Log      *slog.Logger
 }
 
+// Prepare gives the options of this user's device: its link key, which is made if
+// there is none yet, and its state file.
+func Prepare(env store.Env, config store.Config, software string, networks []transport.Network, log *slog.Logger) (Options, error) {
+	keyFile, err := env.LinkKeyFile()
+	if err != nil {
+		return Options{}, err
+	}
+	stateFile, err := env.StateFile()
+	if err != nil {
+		return Options{}, err
+	}
+	key, err := store.LinkKey(keyFile)
+	if err != nil {
+		return Options{}, err
+	}
+	id, err := transport.NewIdentity(key)
+	if err != nil {
+		return Options{}, err
+	}
+	return Options{Identity: id, Name: config.Name, Software: software, Networks: networks,
+		Store: store.New(stateFile, log), Deadline: config.Deadline, Log: log}, nil
+}
+
 // Phone is one paired phone. Its methods may be called at the same time.
 type Phone struct {
 	o   Options
