@@ -81,10 +81,10 @@ func run(c *cli.Context) error {
 		Log:            log,
 		SelfExecutable: self,
 		Extensions: map[string]agent.Extension{
-			"status": func(context.Context, []byte) (any, error) {
+			"status": func(context.Context, agent.Peer, []byte) (any, error) {
 				return status{cli.Version(), os.Getpid(), started.UTC().Truncate(time.Second), server.Locked(), server.Connections(), phones.Status()}, nil
 			},
-			"reload": func(context.Context, []byte) (any, error) { return nil, phones.Reload() },
+			"reload": func(context.Context, agent.Peer, []byte) (any, error) { return nil, phones.Reload() },
 		},
 	})
 	for _, l := range listeners {

@@ -71,8 +71,9 @@ type Request struct {
 }
 
 // Extension serves one of vmux's own requests. params is the JSON text that came with it, empty if none did. The
-// result, or the error's text, goes back to Ask.
-type Extension func(ctx context.Context, params []byte) (result any, err error)
+// result, or the error's text, goes back to Ask. ctx ends with the connection, which may be long after the answer: what
+// is made for that time is undone by context.AfterFunc.
+type Extension func(ctx context.Context, peer Peer, params []byte) (result any, err error)
 
 // Options are what a Server needs.
 type Options struct {
@@ -81,6 +82,8 @@ type Options struct {
 	Log    *slog.Logger // nil discards
 	// Extensions are served as NAME@vmux.app, to commands of ours on this machine only.
 	Extensions map[string]Extension
+	// Kind names the kind of an extension's error for AnswerError.Kind. It may be nil.
+	Kind func(error) string
 	// SelfExecutable is this program's own path. What process.Sibling says belongs to it is "ours". When it is
 	// empty nothing is, and no extension of Extensions is served.
 	SelfExecutable string
@@ -92,6 +95,7 @@ type Server struct {
 	policy     atomic.Pointer[Policy]
 	log        *slog.Logger
 	extensions map[string]Extension
+	kind       func(error) string
 	names      []string // what the query extension answers
 
 	listed      atomic.Pointer[listing]
@@ -112,6 +116,7 @@ func New(o Options) *Server {
 		signer:     o.Signer,
 		log:        o.Log,
 		extensions: o.Extensions,
+		kind:       o.Kind,
 		names:      extensionNames(o.Extensions),
 		lock:       newLock(),
 		now:        time.Now,

@@ -73,11 +73,11 @@ type status struct {
 func TestAsk(t *testing.T) {
 	t.Parallel()
 	r := newRig(t, serves(true, map[string]Extension{
-		"status": func(_ context.Context, params []byte) (any, error) { return status{2, string(params)}, nil },
-		"reload": func(context.Context, []byte) (any, error) { return nil, nil },
-		"broken": func(context.Context, []byte) (any, error) { return nil, errors.New("line 3: unknown key \xff") },
-		"large":  func(context.Context, []byte) (any, error) { return make([]byte, maxFrame), nil },
-		"wait": func(ctx context.Context, _ []byte) (any, error) {
+		"status": func(_ context.Context, _ Peer, params []byte) (any, error) { return status{2, string(params)}, nil },
+		"reload": func(context.Context, Peer, []byte) (any, error) { return nil, nil },
+		"broken": func(context.Context, Peer, []byte) (any, error) { return nil, errors.New("line 3: unknown key \xff") },
+		"large":  func(context.Context, Peer, []byte) (any, error) { return make([]byte, maxFrame), nil },
+		"wait": func(ctx context.Context, _ Peer, _ []byte) (any, error) {
 			<-ctx.Done()
 			return nil, ctx.Err()
 		},
@@ -157,7 +157,7 @@ func TestThreat_N03_OwnRequests(t *testing.T) {
 			t.Parallel()
 			called := false
 			r := newRig(t, serves(tt.ours, map[string]Extension{
-				"status": func(context.Context, []byte) (any, error) { called = true; return "fine", nil },
+				"status": func(context.Context, Peer, []byte) (any, error) { called = true; return "fine", nil },
 			}))
 			c := r.dial()
 			tt.before(c)
@@ -184,7 +184,7 @@ func TestOwnProcess(t *testing.T) {
 		want error
 	}{{self, nil}, {"", ErrNotServed}, {"/nonexistent/vmux-agent", ErrNotServed}} {
 		r := newRig(t, func(s *Server) {
-			serves(true, map[string]Extension{"reload": func(context.Context, []byte) (any, error) { return nil, nil }})(s)
+			serves(true, map[string]Extension{"reload": func(context.Context, Peer, []byte) (any, error) { return nil, nil }})(s)
 			s.proc = systemProcesses(tt.self)
 		})
 		if err := Ask(t.Context(), r.socket, "reload", nil, nil); !errors.Is(err, tt.want) {
@@ -201,4 +201,46 @@ func TestOwnProcess(t *testing.T) {
 	if _, err := (Peer{}).Chain(); !errors.Is(err, ErrPeerGone) {
 		t.Errorf("unknown peer: %v", err)
 	}
+}
+
+// What a request made lasts as long as its connection, and an error keeps its kind.
+func TestClient(t *testing.T) {
+	t.Parallel()
+	ended := make(chan struct{})
+	r := newRig(t, func(s *Server) {
+		serves(true, map[string]Extension{
+			"hold": func(ctx context.Context, p Peer, _ []byte) (any, error) {
+				context.AfterFunc(ctx, func() { close(ended) })
+				return p.PID, nil
+			},
+			"deny": func(context.Context, Peer, []byte) (any, error) { return nil, ErrDenied },
+		})(s)
+		s.kind = func(err error) string {
+			if errors.Is(err, ErrDenied) {
+				return "denied"
+			}
+			return ""
+		}
+	})
+	c, err := Dial(t.Context(), r.socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var pid int
+	if err := c.Ask(t.Context(), "hold", nil, &pid); err != nil || pid != os.Getpid() {
+		t.Errorf("hold: %d, %v", pid, err)
+	}
+	var failed *AnswerError
+	if err := c.Ask(t.Context(), "deny", nil, nil); !errors.As(err, &failed) || failed.Kind != "denied" {
+		t.Errorf("deny: %v", err)
+	}
+	select {
+	case <-ended:
+		t.Error("what was made for the connection ended before it")
+	default:
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	go cancel()
+	c.Wait(ctx)
+	await(t, ended)
 }

@@ -55,7 +55,7 @@ func FuzzFrames(f *testing.F) {
 			return
 		}
 		server := New(Options{Signer: signer, Extensions: map[string]Extension{
-			"status": func(context.Context, []byte) (any, error) { return "fine", nil },
+			"status": func(context.Context, Peer, []byte) (any, error) { return "fine", nil },
 		}})
 		server.lock.after = func(time.Duration) <-chan time.Time { c := make(chan time.Time, 1); c <- time.Time{}; return c }
 		client, end := net.Pipe()
