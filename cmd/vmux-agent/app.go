@@ -76,7 +76,7 @@ func run(c *cli.Context) error {
 	started := time.Now()
 	var server *agent.Server
 	server = agent.New(agent.Options{
-		Signer:         signer{phones, log},
+		Signer:         &signer{phones: phones},
 		Policy:         policy(config.Policy),
 		Log:            log,
 		SelfExecutable: self,

@@ -6,8 +6,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"strings"
+	"sync/atomic"
 
 	"golang.org/x/crypto/ssh"
 
@@ -19,26 +19,34 @@ import (
 // signer joins the socket's side to the phones.
 type signer struct {
 	phones *phone.Set
-	log    *slog.Logger
+	last   atomic.Pointer[converted]
+}
+
+// converted keeps the result of Keys, which stays the same while the phones' does.
+type converted struct {
+	cached []phone.Key
+	keys   []agent.Key
 }
 
 // Keys implements agent.Signer from the phones' caches.
-func (s signer) Keys() []agent.Key {
+func (s *signer) Keys() []agent.Key {
 	cached := s.phones.Keys()
-	keys := make([]agent.Key, 0, len(cached))
-	for _, k := range cached {
-		public, err := ssh.ParsePublicKey(k.Blob)
-		if err != nil {
-			s.log.Error("cached key is left out", "phone", k.Phone, "reason", err)
-			continue
-		}
-		keys = append(keys, agent.Key{Public: public, Comment: k.Comment})
+	if len(cached) == 0 {
+		return nil
 	}
+	if last := s.last.Load(); last != nil && &last.cached[0] == &cached[0] {
+		return last.keys
+	}
+	keys := make([]agent.Key, len(cached))
+	for i, k := range cached {
+		keys[i] = agent.Key{Public: k.Public, Comment: k.Comment}
+	}
+	s.last.Store(&converted{cached, keys})
 	return keys
 }
 
 // Sign implements agent.Signer by asking the phone that has the key.
-func (s signer) Sign(ctx context.Context, r agent.Request) (*ssh.Signature, error) {
+func (s *signer) Sign(ctx context.Context, r agent.Request) (*ssh.Signature, error) {
 	blob, err := s.phones.Sign(ctx, envelope.SignRequest{
 		PublicKeyBlob: r.Key.Public.Marshal(),
 		Data:          r.Data,

@@ -110,6 +110,8 @@ type Phone struct {
 	ctx context.Context // the phone's own, ends at Close
 	end context.CancelFunc
 	own sync.WaitGroup // goroutines of this value
+	// changed is called, without the lock, when what is known of the phone changes.
+	changed func()
 
 	mu      sync.Mutex
 	last    store.Phone // as stored
@@ -134,7 +136,7 @@ func New(o Options, p store.Phone) (*Phone, error) {
 		return nil, fmt.Errorf("phone %q: %w", p.Name, err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	return &Phone{o: o, pin: pin, ctx: ctx, end: cancel, last: p}, nil
+	return &Phone{o: o, pin: pin, ctx: ctx, end: cancel, changed: func() {}, last: p}, nil
 }
 
 // Close ends the link and whatever waits on it.
@@ -370,6 +372,7 @@ func (p *Phone) remember(change func(*store.Phone)) {
 	p.mu.Lock()
 	change(&p.last)
 	p.mu.Unlock()
+	p.changed()
 }
 
 func sameKey(a, b store.Key) bool {
@@ -424,9 +427,9 @@ func KeyList(ctx context.Context, link *transport.Link) ([]store.Key, []byte, er
 	return keys, r.CAKey, nil
 }
 
-// Keys gives the cached keys, at once. When the cache is old it is brought up
-// to date behind the caller's back, for the next time.
-func (p *Phone) Keys() []store.Key {
+// freshen has an old cache brought up to date behind the caller's back, for the
+// next listing.
+func (p *Phone) freshen() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	linked := p.link != nil && p.link.Err() == nil
@@ -447,7 +450,6 @@ func (p *Phone) Keys() []store.Key {
 		p.dialing = a
 		p.own.Go(func() { p.look(a, reachTimeout) })
 	}
-	return p.last.Keys
 }
 
 // Status is how things stand with one phone.

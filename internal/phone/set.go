@@ -7,6 +7,9 @@ import (
 	"context"
 	"errors"
 	"sync"
+	"sync/atomic"
+
+	"golang.org/x/crypto/ssh"
 
 	"vmux.app/toolkit/internal/envelope"
 	"vmux.app/toolkit/internal/store"
@@ -19,6 +22,15 @@ type Set struct {
 	reload sync.Mutex // one Reload at a time
 	mu     sync.RWMutex
 	phones []*Phone // in the order of pairing
+
+	changes atomic.Uint64 // counts changes of what Keys gives
+	keys    atomic.Pointer[snapshot]
+}
+
+// snapshot is what Keys gave after so many changes.
+type snapshot struct {
+	changes uint64
+	keys    []Key
 }
 
 // NewSet gives the view of all stored phones. With a *store.DamagedError the set
@@ -54,7 +66,9 @@ func (s *Set) Reload() error {
 	for _, stored := range state.Phones {
 		p, err := old[stored.Pin], error(nil)
 		if p == nil {
-			p, err = New(s.o, stored)
+			if p, err = New(s.o, stored); err == nil {
+				p.changed = func() { s.changes.Add(1) }
+			}
 		} else {
 			p.update(stored)
 			delete(old, stored.Pin)
@@ -68,6 +82,7 @@ func (s *Set) Reload() error {
 	s.mu.Lock()
 	s.phones = next
 	s.mu.Unlock()
+	s.changes.Add(1)
 	for _, p := range old {
 		p.Close()
 		s.o.Log.Info("phone forgotten", "phone", p.name())
@@ -79,8 +94,9 @@ func (s *Set) Reload() error {
 // same phone.
 func (p *Phone) update(stored store.Phone) {
 	p.mu.Lock()
-	defer p.mu.Unlock()
 	p.last = stored
+	p.mu.Unlock()
+	p.changed()
 }
 
 // Close ends all links and waits for what runs on them.
@@ -97,21 +113,35 @@ func (s *Set) Close() {
 // Key is a cached key and the name of the phone that has it.
 type Key struct {
 	store.Key
-	Phone string
+	Public ssh.PublicKey
+	Phone  string
 }
 
-// Keys gives the cached keys of all phones, in the order of pairing, at once.
+// Keys gives the cached keys of all phones, in the order of pairing, at once. It
+// gives the same slice until something changes; the caller leaves it as it is.
 func (s *Set) Keys() []Key {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
+	for _, p := range s.phones {
+		p.freshen()
+	}
+	changes := s.changes.Load()
+	if last := s.keys.Load(); last != nil && last.changes == changes {
+		return last.keys
+	}
 	var all []Key
 	for _, p := range s.phones {
-		keys := p.Keys()
-		name := p.name()
+		name, keys := p.cached()
 		for _, k := range keys {
-			all = append(all, Key{k, name})
+			public, err := ssh.ParsePublicKey(k.Blob)
+			if err != nil {
+				s.o.Log.Error("cached key is left out", "phone", name, "key", k.Comment, "reason", err)
+				continue
+			}
+			all = append(all, Key{k, public, name})
 		}
 	}
+	s.keys.Store(&snapshot{changes, all})
 	return all
 }
 
@@ -120,7 +150,8 @@ func (s *Set) Sign(ctx context.Context, r envelope.SignRequest) ([]byte, error) 
 	s.mu.RLock()
 	var holder *Phone
 	for _, p := range s.phones {
-		for _, k := range p.cached() {
+		_, keys := p.cached()
+		for _, k := range keys {
 			if holder == nil && bytes.Equal(k.Blob, r.PublicKeyBlob) {
 				holder = p
 			}
@@ -137,10 +168,11 @@ func (s *Set) Sign(ctx context.Context, r envelope.SignRequest) ([]byte, error) 
 	return holder.Sign(ctx, r)
 }
 
-func (p *Phone) cached() []store.Key {
+// cached gives the phone's name and its keys, as they were last heard.
+func (p *Phone) cached() (name string, keys []store.Key) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.last.Keys
+	return p.last.Name, p.last.Keys
 }
 
 // Status says how things stand with each phone.
