@@ -83,7 +83,12 @@ func options(c *cli.Context) (phone.PairOptions, error) {
 		return phone.PairOptions{}, err
 	}
 	// A damaged state is set aside and said now, before anybody is asked.
-	if _, _, err := cli.OpenState(c); err != nil {
+	keep, _, err := cli.OpenState(c)
+	if err != nil {
+		return phone.PairOptions{}, err
+	}
+	// Before a URL is shown: can a pairing be kept?
+	if err := keep.Update(func(*store.State) error { return nil }); err != nil {
 		return phone.PairOptions{}, err
 	}
 	return phone.PairOptions{Options: o, Address: c.String("address"), Phone: c.String("phone")}, nil

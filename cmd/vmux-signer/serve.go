@@ -167,7 +167,11 @@ func pair(c *cli.Context) error {
 	d, err := h.Pair(c.Context, o)
 	stop()
 	if again := pairingHint(err); again != "" {
-		return cli.Fail(cli.ExitFailed, again, err)
+		exit := cli.ExitFailed
+		if errors.Is(err, pairing.ErrBadURL) {
+			exit = cli.ExitUsage
+		}
+		return cli.Fail(exit, again, err)
 	}
 	if err != nil {
 		return err
