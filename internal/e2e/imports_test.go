@@ -15,6 +15,7 @@ const module = "vmux.app/toolkit/"
 // way, from the socket to the phone. What parses bytes from outside, or speaks
 // to the kernel, stands alone.
 var imports = map[string][]string{
+	"internal/duration":              {},
 	"internal/envelope":              {},
 	"internal/netnstest":             {},
 	"internal/process":               {},
