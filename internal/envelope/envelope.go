@@ -33,19 +33,21 @@ type Type string
 
 // The messages of the link.
 const (
-	TypeHello           Type = "hello"
-	TypeKeyListRequest  Type = "keyListRequest"
-	TypeKeyListResponse Type = "keyListResponse"
-	TypeSignRequest     Type = "signRequest"
-	TypeSignResponse    Type = "signResponse"
-	TypePending         Type = "pending"
-	TypeCancel          Type = "cancel"
-	TypePairRequest     Type = "pairRequest"
-	TypePairResponse    Type = "pairResponse"
-	TypePairConfirm     Type = "pairConfirm"
-	TypePing            Type = "ping"
-	TypePong            Type = "pong"
-	TypeError           Type = "error"
+	TypeHello               Type = "hello"
+	TypeKeyListRequest      Type = "keyListRequest"
+	TypeKeyListResponse     Type = "keyListResponse"
+	TypeSignRequest         Type = "signRequest"
+	TypeSignResponse        Type = "signResponse"
+	TypeCertificateRequest  Type = "certificateRequest"
+	TypeCertificateResponse Type = "certificateResponse"
+	TypePending             Type = "pending"
+	TypeCancel              Type = "cancel"
+	TypePairRequest         Type = "pairRequest"
+	TypePairResponse        Type = "pairResponse"
+	TypePairConfirm         Type = "pairConfirm"
+	TypePing                Type = "ping"
+	TypePong                Type = "pong"
+	TypeError               Type = "error"
 )
 
 // Payload is the content of an envelope: a pointer to one of this package's
@@ -67,6 +69,10 @@ func newPayload(t Type) Payload {
 		return new(SignRequest)
 	case TypeSignResponse:
 		return new(SignResponse)
+	case TypeCertificateRequest:
+		return new(CertificateRequest)
+	case TypeCertificateResponse:
+		return new(CertificateResponse)
 	case TypePending:
 		return new(Pending)
 	case TypeCancel:

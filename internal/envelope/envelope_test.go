@@ -40,6 +40,14 @@ func samples() []sample {
 		{"signRequest with an empty destination", Envelope{"B-2_e", &SignRequest{PublicKeyBlob: []byte("key"), Data: []byte{0}, CreatedAt: moment,
 			Context: Context{Destination: &Destination{}}}}},
 		{"signResponse", Envelope{"B-2_c", &SignResponse{Signature: []byte("\x00\x00\x00\x0bssh-ed25519\x00\x00\x00\x40" + strings.Repeat("s", 64))}}},
+		{"certificateRequest", Envelope{"C-1", &CertificateRequest{PublicKeyBlob: []byte("key"), Identity: "work", Principals: []string{"root", "anna"}, Validity: 28800,
+			KeyID: "vmux:anna@laptop:{serial}", CriticalOptions: []Option{{"force-command", "make \"all\""}, {"source-address", "192.0.2.0/24,2001:db8::/32"}},
+			Extensions: []Option{{"permit-port-forwarding", ""}, {"permit-pty", ""}}, CreatedAt: moment, Context: Context{Device: "laptop", Operation: "certificate",
+				Processes: []Process{{PID: 4242, Executable: "/usr/bin/vmux-cert"}}, WorkingDirectory: "/home/anna", Reason: "deploy",
+				Limits: []string{"host deploy SHA256:uNiVztksCsDhcc0u9e8BrwoCRP8", "10 signatures"}}}}},
+		{"certificateRequest with the least", Envelope{"C-2", &CertificateRequest{PublicKeyBlob: []byte("key"), Principals: []string{"anna"}, Validity: 1,
+			KeyID: "x", CriticalOptions: []Option{}, Extensions: []Option{}, CreatedAt: moment}}},
+		{"certificateResponse", Envelope{"C-1", &CertificateResponse{Certificate: []byte("\x00\x00\x00\x28ecdsa-sha2-nistp256-cert-v01@openssh.com" + strings.Repeat("c", 32))}}},
 		{"pending", Envelope{"B-2_c", &Pending{}}},
 		{"cancel", Envelope{"B-2_c", &Cancel{}}},
 		{"pairRequest", Envelope{"pair", &PairRequest{Name: "laptop", Commitment: bytesOf('c', NonceSize), URL: true}}},
@@ -54,7 +62,8 @@ func samples() []sample {
 }
 
 // all are the types that vmux-protocol(7) has.
-var all = []Type{TypeHello, TypeKeyListRequest, TypeKeyListResponse, TypeSignRequest, TypeSignResponse, TypePending, TypeCancel,
+var all = []Type{TypeHello, TypeKeyListRequest, TypeKeyListResponse, TypeSignRequest, TypeSignResponse,
+	TypeCertificateRequest, TypeCertificateResponse, TypePending, TypeCancel,
 	TypePairRequest, TypePairResponse, TypePairConfirm, TypePing, TypePong, TypeError}
 
 func TestEverySampleRoundTrips(t *testing.T) {
@@ -94,7 +103,24 @@ const (
 // sign gives a signRequest's text with old replaced by new once in its payload.
 func sign(t *testing.T, old, new string) string {
 	t.Helper()
-	b, err := Encode(samples()[5].env)
+	return altered(t, "signRequest", old, new)
+}
+
+// certify is sign for a certificateRequest.
+func certify(t *testing.T, old, new string) string {
+	t.Helper()
+	return altered(t, "certificateRequest", old, new)
+}
+
+func altered(t *testing.T, sample, old, new string) string {
+	t.Helper()
+	var e Envelope
+	for _, s := range samples() {
+		if s.name == sample {
+			e = s.env
+		}
+	}
+	b, err := Encode(e)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -190,6 +216,45 @@ func refusals(t *testing.T) []refusal {
 		{"more keys than any list may have", `{"version":1,"id":"a","type":"keyListResponse","payload":{"keys":[` + strings.Repeat("{},", MaxKeys) + `{}],"caKey":""}}`,
 			"a", CodeBadRequest, "/keys: more than 256 elements"},
 		{"caKey missing", `{"version":1,"id":"a","type":"keyListResponse","payload":{"keys":[]}}`, "a", CodeBadRequest, "/payload/caKey is missing"},
+
+		{"limits of a signRequest", sign(t, `"reason":`, `"limits":["x"],"reason":`), "B-2_c", CodeBadRequest, "limits are of a certificate"},
+		{"certificate's unknown member", certify(t, `"validity":28800`, `"validity":28800,"serial":1`), "C-1", CodeBadRequest, "unknown object member"},
+		{"certificate's publicKeyBlob empty", certify(t, `"a2V5"`, `""`), "C-1", CodeBadRequest, "publicKeyBlob is empty"},
+		{"identity empty", certify(t, `"identity":"work"`, `"identity":""`), "C-1", CodeBadRequest, "/payload/identity is empty, not left out"},
+		{"principals missing", certify(t, `"principals":["root","anna"],`, ``), "C-1", CodeBadRequest, "principals are empty"},
+		{"principals empty", certify(t, `["root","anna"]`, `[]`), "C-1", CodeBadRequest, "principals are empty"},
+		{"principals null", certify(t, `["root","anna"]`, `null`), "C-1", CodeBadRequest, "principals are empty"},
+		{"principals as text", certify(t, `["root","anna"]`, `"root"`), "C-1", CodeBadRequest, "string"},
+		{"principal empty", certify(t, `"root"`, `""`), "C-1", CodeBadRequest, "principal is empty"},
+		{"principal null", certify(t, `"root"`, `null`), "C-1", CodeBadRequest, "principal is empty"},
+		{"principal twice", certify(t, `"root"`, `"anna"`), "C-1", CodeBadRequest, `"anna" is there twice`},
+		{"validity missing", certify(t, `"validity":28800,`, ``), "C-1", CodeBadRequest, "validity is 0 s"},
+		{"validity 0", certify(t, `28800`, `0`), "C-1", CodeBadRequest, "validity is 0 s"},
+		{"validity negative", certify(t, `28800`, `-1`), "C-1", CodeBadRequest, "validity is -1 s"},
+		{"validity a fraction", certify(t, `28800`, `28800.5`), "C-1", CodeBadRequest, "28800.5"},
+		{"validity as text", certify(t, `28800`, `"8h"`), "C-1", CodeBadRequest, "string"},
+		{"validity beyond a year", certify(t, `28800`, `31622401`), "C-1", CodeBadRequest, "31622401 s"},
+		{"validity for ever", certify(t, `28800`, `9223372036854775807`), "C-1", CodeBadRequest, "validity is"},
+		{"validity beyond 64 bits", certify(t, `28800`, `18446744073709551615`), "C-1", CodeBadRequest, "out of range"},
+		{"keyId missing", certify(t, `"keyId":"vmux:anna@laptop:{serial}",`, ``), "C-1", CodeBadRequest, "keyId is empty"},
+		{"wrongly cased keyId", certify(t, `"keyId"`, `"keyID"`), "C-1", CodeBadRequest, "unknown object member"},
+		{"criticalOptions missing", certify(t, `"criticalOptions":[{"name":"force-command","value":"make \"all\""},{"name":"source-address","value":"192.0.2.0/24,2001:db8::/32"}],`, ``),
+			"C-1", CodeBadRequest, "/payload/criticalOptions is missing"},
+		{"extensions null", certify(t, `[{"name":"permit-port-forwarding","value":""},{"name":"permit-pty","value":""}]`, `null`),
+			"C-1", CodeBadRequest, "/payload/extensions is not a list"},
+		{"option without value", certify(t, `{"name":"permit-pty","value":""}`, `{"name":"permit-pty"}`), "C-1", CodeBadRequest, "/payload/extensions/1/value is missing"},
+		{"option without name", certify(t, `{"name":"permit-port-forwarding","value":""}`, `{"value":""}`), "C-1", CodeBadRequest, "option's name is empty"},
+		{"option with another member", certify(t, `"name":"permit-pty"`, `"name":"permit-pty","critical":true`), "C-1", CodeBadRequest, "unknown object member"},
+		{"option's name with a space", certify(t, `"permit-pty"`, `"permit-pty x"`), "C-1", CodeBadRequest, "other than letters"},
+		{"option's name with a line end", certify(t, `"permit-pty"`, `"permit-pty\n"`), "C-1", CodeBadRequest, "other than letters"},
+		{"option's name beyond ASCII", certify(t, `"permit-pty"`, `"permit-pty\u0430"`), "C-1", CodeBadRequest, "other than letters"},
+		{"options out of order", certify(t, `"permit-port-forwarding"`, `"permit-user-rc"`), "C-1", CodeBadRequest, "extensions are not in the order"},
+		{"option twice", certify(t, `"permit-port-forwarding"`, `"permit-pty"`), "C-1", CodeBadRequest, "extensions are not in the order"},
+		{"critical option twice", certify(t, `"force-command"`, `"source-address"`), "C-1", CodeBadRequest, "critical options are not in the order"},
+		{"certificate's createdAt missing", certify(t, `"createdAt":`+goodTime+`,`, ``), "C-1", CodeBadRequest, "createdAt is not set"},
+		{"limits empty", certify(t, `["host deploy SHA256:uNiVztksCsDhcc0u9e8BrwoCRP8","10 signatures"]`, `[]`), "C-1", CodeBadRequest, "/payload/context/limits is empty, not left out"},
+		{"limit empty", certify(t, `"10 signatures"`, `""`), "C-1", CodeBadRequest, "limit is empty"},
+		{"certificate empty", `{"version":1,"id":"a","type":"certificateResponse","payload":{"certificate":""}}`, "a", CodeBadRequest, "certificate is empty"},
 
 		{"base64 without padding", sign(t, `"AAEC/w=="`, `"AAEC/w"`), "B-2_c", CodeBadRequest, "base64"},
 		{"base64 with stray bits", sign(t, `"AAEC/w=="`, `"AAEC/x=="`), "B-2_c", CodeBadRequest, "/payload/data is null or not written in the one way"},
@@ -367,6 +432,25 @@ func TestBounds(t *testing.T) {
 			return r
 		}
 	}
+	certified := func(set func(*CertificateRequest, int)) func(n int) Payload {
+		return func(n int) Payload {
+			r := &CertificateRequest{PublicKeyBlob: []byte{1}, Principals: []string{"a"}, Validity: 1, KeyID: "x", CreatedAt: moment}
+			set(r, n)
+			return r
+		}
+	}
+	numbered := func(n int) (list []string) {
+		for i := range n {
+			list = append(list, fmt.Sprint(i))
+		}
+		return list
+	}
+	named := func(n int) (list []Option) {
+		for i := range n {
+			list = append(list, Option{Name: fmt.Sprintf("%03d", i)})
+		}
+		return list
+	}
 	tests := []struct {
 		name        string
 		least, most int
@@ -411,6 +495,19 @@ func TestBounds(t *testing.T) {
 		{"sessionId", 1, MaxSessionID, sized(func(r *SignRequest, n int) { r.Context.Destination.Binds[0].SessionID = bytesOf(1, n) })},
 		{"bind's signature", 1, MaxBlob, sized(func(r *SignRequest, n int) { r.Context.Destination.Binds[0].Signature = bytesOf(1, n) })},
 		{"signature", 1, MaxBlob, func(n int) Payload { return &SignResponse{Signature: bytesOf(1, n)} }},
+		{"certified publicKeyBlob", 1, MaxBlob, certified(func(r *CertificateRequest, n int) { r.PublicKeyBlob = bytesOf(1, n) })},
+		{"identity", 0, MaxText, certified(func(r *CertificateRequest, n int) { r.Identity = repeat(n) })},
+		{"principals", 1, MaxPrincipals, certified(func(r *CertificateRequest, n int) { r.Principals = numbered(n) })},
+		{"principal", 1, MaxPrincipal, certified(func(r *CertificateRequest, n int) { r.Principals = []string{"a", repeat(n)} })},
+		{"validity", 1, MaxValidity, certified(func(r *CertificateRequest, n int) { r.Validity = int64(n) })},
+		{"keyId", 1, MaxKeyID, certified(func(r *CertificateRequest, n int) { r.KeyID = repeat(n) })},
+		{"criticalOptions", 0, MaxOptions, certified(func(r *CertificateRequest, n int) { r.CriticalOptions = named(n) })},
+		{"extensions", 0, MaxOptions, certified(func(r *CertificateRequest, n int) { r.Extensions = named(n) })},
+		{"option's name", 1, MaxName, certified(func(r *CertificateRequest, n int) { r.Extensions = []Option{{"a", ""}, {repeat(n), ""}} })},
+		{"option's value", 0, MaxText, certified(func(r *CertificateRequest, n int) { r.CriticalOptions = []Option{{"a", repeat(n)}} })},
+		{"limits", 0, MaxLimits, certified(func(r *CertificateRequest, n int) { r.Context.Limits = numbered(n) })},
+		{"limit", 1, MaxText, certified(func(r *CertificateRequest, n int) { r.Context.Limits = []string{"a", repeat(n)} })},
+		{"certificate", 1, MaxBlob, func(n int) Payload { return &CertificateResponse{Certificate: bytesOf(1, n)} }},
 		{"pairRequest.name", 1, MaxName, func(n int) Payload { return &PairRequest{Name: repeat(n), Commitment: bytesOf(1, NonceSize)} }},
 		{"commitment", NonceSize, NonceSize, func(n int) Payload { return &PairRequest{Name: "x", Commitment: bytesOf(1, n)} }},
 		{"pairResponse.name", 1, MaxName, func(n int) Payload { return &PairResponse{Name: repeat(n), Nonce: bytesOf(1, NonceSize)} }},

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 	"unicode/utf8"
 )
 
@@ -23,7 +24,19 @@ const (
 	MaxProcesses    = 32
 	MaxHostNames    = 16
 	MaxCapabilities = 32
+	MaxPrincipals   = 16
+	MaxPrincipal    = 128 // an account, its realm or mail domain included
+	MaxKeyID        = 256 // what sshd writes into its log at each login
+	MaxOptions      = 16  // critical options, and as many extensions
+	MaxLimits       = 16
+	// MaxValidity bounds a certificate's validity in seconds, 366 days. Revocation
+	// is the only end before that, and few servers have it set up.
+	MaxValidity = 366 * 24 * 60 * 60
 )
+
+// CapabilityCertificate is in the hello of a phone that has a certificate
+// authority.
+const CapabilityCertificate = "certificate"
 
 // Hello is the first message of both ends; the phone speaks first.
 type Hello struct {
@@ -81,6 +94,9 @@ type Context struct {
 	Processes        []Process    `json:"processes,omitempty"` // the client first
 	WorkingDirectory string       `json:"workingDirectory,omitempty"`
 	Reason           string       `json:"reason,omitempty"`
+	// Limits are what the device says it will hold a certificate to, beside what
+	// is in it. Only a CertificateRequest has them.
+	Limits []string `json:"limits,omitempty"`
 }
 
 // Destination is where a login goes, as the device saw it.
@@ -109,6 +125,36 @@ type Process struct {
 // SignResponse carries a signature in SSH's form (RFC 4253 section 6.6).
 type SignResponse struct {
 	Signature []byte `json:"signature"`
+}
+
+// CertificateRequest asks for an OpenSSH user certificate by the phone's
+// certificate authority.
+type CertificateRequest struct {
+	PublicKeyBlob []byte `json:"publicKeyBlob"` // the key to be certified
+	// Identity is the label of an identity that the phone must have and have
+	// enabled. It tells phones apart; the certificate does not depend on it.
+	Identity   string   `json:"identity,omitempty"`
+	Principals []string `json:"principals"` // no one twice
+	Validity   int64    `json:"validity"`   // seconds
+	// KeyID is the certificate's. Each "{serial}" in it stands for the
+	// certificate's serial in decimal.
+	KeyID           string   `json:"keyId"`
+	CriticalOptions []Option `json:"criticalOptions"` // by name, no name twice
+	Extensions      []Option `json:"extensions"`      // by name, no name twice
+	CreatedAt       Time     `json:"createdAt"`
+	Context         Context  `json:"context"`
+}
+
+// Option is a critical option or extension of a certificate. One that only is
+// there or not, as permit-pty, has the empty value.
+type Option struct {
+	Name  string `json:"name"`
+	Value string `json:"value"`
+}
+
+// CertificateResponse carries a certificate in SSH's form (PROTOCOL.certkeys).
+type CertificateResponse struct {
+	Certificate []byte `json:"certificate"`
 }
 
 // Pending says that the request of its id has arrived and waits for a person.
@@ -183,19 +229,21 @@ func (e *Error) Error() string {
 	return fmt.Sprintf("%s: %s", e.Code, e.Message)
 }
 
-func (*Hello) Type() Type           { return TypeHello }           // Type implements Payload.
-func (*KeyListRequest) Type() Type  { return TypeKeyListRequest }  // Type implements Payload.
-func (*KeyListResponse) Type() Type { return TypeKeyListResponse } // Type implements Payload.
-func (*SignRequest) Type() Type     { return TypeSignRequest }     // Type implements Payload.
-func (*SignResponse) Type() Type    { return TypeSignResponse }    // Type implements Payload.
-func (*Pending) Type() Type         { return TypePending }         // Type implements Payload.
-func (*Cancel) Type() Type          { return TypeCancel }          // Type implements Payload.
-func (*PairRequest) Type() Type     { return TypePairRequest }     // Type implements Payload.
-func (*PairResponse) Type() Type    { return TypePairResponse }    // Type implements Payload.
-func (*PairConfirm) Type() Type     { return TypePairConfirm }     // Type implements Payload.
-func (*Ping) Type() Type            { return TypePing }            // Type implements Payload.
-func (*Pong) Type() Type            { return TypePong }            // Type implements Payload.
-func (*Error) Type() Type           { return TypeError }           // Type implements Payload.
+func (*Hello) Type() Type               { return TypeHello }               // Type implements Payload.
+func (*KeyListRequest) Type() Type      { return TypeKeyListRequest }      // Type implements Payload.
+func (*KeyListResponse) Type() Type     { return TypeKeyListResponse }     // Type implements Payload.
+func (*SignRequest) Type() Type         { return TypeSignRequest }         // Type implements Payload.
+func (*SignResponse) Type() Type        { return TypeSignResponse }        // Type implements Payload.
+func (*CertificateRequest) Type() Type  { return TypeCertificateRequest }  // Type implements Payload.
+func (*CertificateResponse) Type() Type { return TypeCertificateResponse } // Type implements Payload.
+func (*Pending) Type() Type             { return TypePending }             // Type implements Payload.
+func (*Cancel) Type() Type              { return TypeCancel }              // Type implements Payload.
+func (*PairRequest) Type() Type         { return TypePairRequest }         // Type implements Payload.
+func (*PairResponse) Type() Type        { return TypePairResponse }        // Type implements Payload.
+func (*PairConfirm) Type() Type         { return TypePairConfirm }         // Type implements Payload.
+func (*Ping) Type() Type                { return TypePing }                // Type implements Payload.
+func (*Pong) Type() Type                { return TypePong }                // Type implements Payload.
+func (*Error) Type() Type               { return TypeError }               // Type implements Payload.
 
 // NonceSize is the size of a pairing nonce, commitment or proof in bytes.
 const NonceSize = 32
@@ -217,12 +265,15 @@ func text(member, s string, most int) error {
 	return nil
 }
 
-func name(s string) error {
+// some is text that is not empty.
+func some(member, s string, most int) error {
 	if s == "" {
-		return errors.New("name is empty")
+		return fmt.Errorf("%s is empty", member)
 	}
-	return text("name", s, MaxName)
+	return text(member, s, most)
 }
+
+func name(s string) error { return some("name", s, MaxName) }
 
 func blob(member string, b []byte, most int) error {
 	switch {
@@ -289,14 +340,21 @@ func (k *PublicKey) validate() error {
 }
 
 func (r *SignRequest) validate() error {
-	return first(blob("publicKeyBlob", r.PublicKeyBlob, MaxBlob), blob("data", r.Data, MaxData),
-		stamp("createdAt", r.CreatedAt), r.Context.validate())
+	errs := []error{blob("publicKeyBlob", r.PublicKeyBlob, MaxBlob), blob("data", r.Data, MaxData),
+		stamp("createdAt", r.CreatedAt), r.Context.validate()}
+	if len(r.Context.Limits) > 0 {
+		errs = append(errs, errors.New("limits are of a certificate, not of a signature"))
+	}
+	return first(errs...)
 }
 
 func (c *Context) validate() error {
 	errs := []error{text("device", c.Device, MaxName), text("operation", c.Operation, MaxText),
 		text("workingDirectory", c.WorkingDirectory, MaxPath), text("reason", c.Reason, MaxText),
-		count("processes", len(c.Processes), MaxProcesses)}
+		count("processes", len(c.Processes), MaxProcesses), count("limits", len(c.Limits), MaxLimits)}
+	for _, l := range c.Limits {
+		errs = append(errs, some("limit", l, MaxText))
+	}
 	for _, p := range c.Processes {
 		errs = append(errs, text("executable", p.Executable, MaxPath))
 		if p.PID < 0 || p.PID > math.MaxInt32 { // pid_t
@@ -317,6 +375,54 @@ func (c *Context) validate() error {
 }
 
 func (r *SignResponse) validate() error { return blob("signature", r.Signature, MaxBlob) }
+
+func (r *CertificateRequest) validate() error {
+	errs := []error{blob("publicKeyBlob", r.PublicKeyBlob, MaxBlob), text("identity", r.Identity, MaxText),
+		count("principals", len(r.Principals), MaxPrincipals), some("keyId", r.KeyID, MaxKeyID),
+		options("critical options", r.CriticalOptions), options("extensions", r.Extensions),
+		stamp("createdAt", r.CreatedAt), r.Context.validate()}
+	// sshd takes a certificate without principals for any user where the CA is
+	// trusted by cert-authority.
+	if len(r.Principals) == 0 {
+		errs = append(errs, errors.New("principals are empty"))
+	}
+	for i, p := range r.Principals {
+		errs = append(errs, some("principal", p, MaxPrincipal))
+		if slices.Contains(r.Principals[:i], p) {
+			errs = append(errs, fmt.Errorf("principal %q is there twice", clip(p)))
+		}
+	}
+	if r.Validity < 1 || r.Validity > MaxValidity {
+		errs = append(errs, fmt.Errorf("validity is %d s, not between 1 and %d", r.Validity, MaxValidity))
+	}
+	return first(errs...)
+}
+
+// options demands the order that a certificate has (PROTOCOL.certkeys), so that
+// there is one form and no name twice.
+func options(member string, list []Option) error {
+	if err := count(member, len(list), MaxOptions); err != nil {
+		return err
+	}
+	for i, o := range list {
+		if err := first(some("option's name", o.Name, MaxName), text("option's value", o.Value, MaxText)); err != nil {
+			return err
+		}
+		for _, c := range []byte(o.Name) {
+			switch {
+			case c >= 'a' && c <= 'z', c >= 'A' && c <= 'Z', c >= '0' && c <= '9', c == '-', c == '_', c == '.', c == '@':
+			default:
+				return errors.New("option's name has a character other than letters, digits, - _ . and @")
+			}
+		}
+		if i > 0 && list[i-1].Name >= o.Name {
+			return fmt.Errorf("%s are not in the order of their names, each once", member)
+		}
+	}
+	return nil
+}
+
+func (r *CertificateResponse) validate() error { return blob("certificate", r.Certificate, MaxBlob) }
 
 func (*Pending) validate() error { return nil }
 

@@ -106,7 +106,7 @@ func (s *server) take(ctx context.Context, e envelope.Envelope) error {
 			cancel()
 		}
 		return nil
-	case *envelope.KeyListRequest, *envelope.SignRequest:
+	case *envelope.KeyListRequest, *envelope.SignRequest, *envelope.CertificateRequest:
 	default:
 		return refuse(envelope.CodeBadRequest, "%s is not a request of a paired device", e.Payload.Type())
 	}
