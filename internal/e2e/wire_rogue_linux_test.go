@@ -327,11 +327,11 @@ func TestThreat_T08_SpoofedPhones(t *testing.T) {
 		if took := time.Since(start); took > 5*time.Second { // 3 s, and ssh's own time
 			t.Errorf("the login failed after %v", took)
 		}
-		agent.wait(`phone not reached.*reason="the phone cannot be reached`)
 		if tarpits, wrong := g.met(); tarpits <= rogues/6 || wrong <= rogues/6 {
 			t.Errorf("only %d tarpits and %d wrong phones were tried:\n%s", tarpits, wrong, agent.output())
 		}
 		g.check()
+		agent.wait(`phone not reached.*reason="the phone cannot be reached`)
 		agent.stop(syscall.SIGTERM)
 
 		// Beside the phone, which has another port now: 3 s is what a search takes
