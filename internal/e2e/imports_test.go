@@ -22,7 +22,7 @@ var imports = map[string][]string{
 	"internal/ptytest":               {},
 	"internal/safetext":              {},
 	"internal/signed":                {},
-	"internal/store":                 {},
+	"internal/store":                 {"internal/duration"},
 	"internal/transport/dnssd":       {},
 	"internal/unixsock":              {},
 	"internal/agent":                 {"internal/process", "internal/signed", "internal/unixsock"},

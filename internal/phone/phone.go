@@ -54,6 +54,9 @@ var (
 	ErrTooMany     = errors.New("too many requests wait on the phone")
 	ErrLost        = errors.New("the link to the phone was lost while it was asking")
 	ErrFailed      = errors.New("the phone could not do it")
+	ErrNoCA        = errors.New("the phone has no certificate authority that is pinned")
+	ErrWhichPhone  = errors.New("several phones are paired that have a certificate authority")
+	ErrNoIdentity  = errors.New("no paired phone has this identity")
 )
 
 // fromPhone maps the phone's error answers.
@@ -167,6 +170,31 @@ func (p *Phone) Sign(ctx context.Context, r envelope.SignRequest) ([]byte, error
 		return nil, fmt.Errorf("%w: it answered a signRequest with %s", ErrFailed, a.Type())
 	}
 	return s.Signature, nil
+}
+
+// certify asks for a certificate, as Sign does for a signature. It gives the
+// phone's answer, unverified, and the authority's key that was pinned at
+// pairing.
+func (p *Phone) certify(ctx context.Context, r envelope.CertificateRequest) (certificate, ca []byte, err error) {
+	p.mu.Lock()
+	ca = p.last.CAKey
+	p.mu.Unlock()
+	if len(ca) == 0 {
+		return nil, nil, ErrNoCA
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, p.o.Deadline, ErrTimeout)
+	defer cancel()
+	r.Context.Device = p.o.Name
+	r.CreatedAt = envelope.At(time.Now())
+	a, err := p.request(ctx, &r)
+	if err != nil {
+		return nil, nil, err
+	}
+	c, ok := a.(*envelope.CertificateResponse)
+	if !ok {
+		return nil, nil, fmt.Errorf("%w: it answered a certificateRequest with %s", ErrFailed, a.Type())
+	}
+	return c.Certificate, ca, nil
 }
 
 // request sends req on the phone's link, which it opens if need be. A request

@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"sync"
 	"sync/atomic"
 
@@ -166,6 +167,74 @@ func (s *Set) Sign(ctx context.Context, r envelope.SignRequest) ([]byte, error) 
 		return nil, ErrUnknownKey
 	}
 	return holder.Sign(ctx, r)
+}
+
+// Certify asks a phone's certificate authority for the certificate of r, and
+// gives the key of that authority, as it was pinned at pairing, too. The phone
+// is the one with r.Identity, or the one with the given pin, or the only one.
+func (s *Set) Certify(ctx context.Context, pin string, r envelope.CertificateRequest) (certificate, ca []byte, err error) {
+	p, err := s.authority(pin, r.Identity)
+	if err != nil {
+		return nil, nil, err
+	}
+	return p.certify(ctx, r)
+}
+
+func (s *Set) authority(pin, identity string) (*Phone, error) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	if len(s.phones) == 0 {
+		return nil, ErrNotPaired
+	}
+	var found []*Phone
+	for _, p := range s.phones {
+		if p.fits(pin, identity) {
+			found = append(found, p)
+		}
+	}
+	switch {
+	case len(found) == 1:
+		return found[0], nil
+	case len(found) > 1:
+		return nil, ErrWhichPhone
+	case identity != "":
+		return nil, fmt.Errorf("%w: %q", ErrNoIdentity, identity)
+	case pin != "":
+		return nil, ErrNotPaired
+	}
+	return nil, ErrNoCA
+}
+
+// fits says whether the phone is one that a certificate can be asked of.
+func (p *Phone) fits(pin, identity string) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	has := identity == "" && len(p.last.CAKey) > 0
+	for _, k := range p.last.Keys {
+		has = has || identity != "" && k.DisplayName == identity
+	}
+	return has && (pin == "" || p.last.Pin == pin)
+}
+
+// Authorities gives the pinned keys of the phones' certificate authorities.
+func (s *Set) Authorities() []Authority {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	var all []Authority
+	for _, p := range s.phones {
+		p.mu.Lock()
+		if len(p.last.CAKey) > 0 {
+			all = append(all, Authority{p.last.Name, p.last.Pin, p.last.CAKey})
+		}
+		p.mu.Unlock()
+	}
+	return all
+}
+
+// Authority is a phone's certificate authority.
+type Authority struct {
+	Phone, Pin string
+	Key        []byte // SSH wire form
 }
 
 // cached gives the phone's name and its keys, as they were last heard.

@@ -18,6 +18,8 @@ import (
 	"unicode/utf8"
 
 	"github.com/BurntSushi/toml"
+
+	"vmux.app/toolkit/internal/duration"
 )
 
 // Bounds of the configuration.
@@ -28,6 +30,11 @@ const (
 	MinDeadline = 5 * time.Second
 	// MaxDeadline is below sshd's LoginGraceTime of 120 s, after which an approval is of no use.
 	MaxDeadline = 110 * time.Second
+
+	// LeastValidity and MostValidity bound the limits of session certificates: below the clocks of two
+	// computers decide, above revocation is the only end.
+	LeastValidity = 5 * time.Second
+	MostValidity  = 366 * 24 * time.Hour
 )
 
 // Decision is what the policy says about one sort of request.
@@ -45,6 +52,16 @@ type Config struct {
 	LogLevel slog.Level    //
 	Deadline time.Duration // for one request in all, MinDeadline to MaxDeadline
 	Policy   Policy
+
+	Certificate Certificate
+}
+
+// Certificate is about session certificates.
+type Certificate struct {
+	Validity     time.Duration // of those that do not say, MinValidity to MaxValidity
+	MinValidity  time.Duration // limits of what may be asked for
+	MaxValidity  time.Duration
+	AfterPairing bool // a finished pairing asks for one
 }
 
 // Policy decides about requests that a phone's owner can judge less well.
@@ -116,7 +133,34 @@ func settings() []setting {
 		decision("policy.forwarded", func(c *Config) *Decision { return &c.Policy.Forwarded }),
 		decision("policy.opaque", func(c *Config) *Decision { return &c.Policy.Opaque }),
 		decision("policy.certificates", func(c *Config) *Decision { return &c.Policy.Certificates }),
+		validity("certificate.validity", func(c *Config) *time.Duration { return &c.Certificate.Validity }),
+		validity("certificate.min-validity", func(c *Config) *time.Duration { return &c.Certificate.MinValidity }),
+		validity("certificate.max-validity", func(c *Config) *time.Duration { return &c.Certificate.MaxValidity }),
+		{"certificate.after-pairing", `yes or no, as in after-pairing = "no"`, func(c *Config, _ Env, v string) error {
+			if v != "yes" && v != "no" {
+				return errors.New("is neither yes nor no")
+			}
+			c.Certificate.AfterPairing = v == "yes"
+			return nil
+		}},
 	}
+}
+
+func validity(key string, field func(*Config) *time.Duration) setting {
+	_, last, _ := strings.Cut(key, ".")
+	return setting{key, fmt.Sprintf(`5s to 366d, as in %s = "8h"`, last), func(c *Config, _ Env, v string) error {
+		d, err := duration.Parse(v)
+		switch {
+		case err != nil:
+			return errors.New("is no length of time")
+		case d < LeastValidity || d > MostValidity:
+			return errors.New("is out of range")
+		case d%time.Second != 0:
+			return errors.New("has a part of a second")
+		}
+		*field(c) = d
+		return nil
+	}}
 }
 
 func decision(key string, field func(*Config) *Decision) setting {
@@ -142,7 +186,8 @@ func envName(key string) string {
 func LoadConfig(path string, explicit bool, env Env) (Config, error) {
 	c := Config{
 		Name: hostName(), LogLevel: slog.LevelInfo, Deadline: 60 * time.Second,
-		Policy: Policy{Forwarded: Ask, Opaque: Refuse, Certificates: Refuse},
+		Policy:      Policy{Forwarded: Ask, Opaque: Refuse, Certificates: Refuse},
+		Certificate: Certificate{Validity: 8 * time.Hour, MinValidity: 15 * time.Second, MaxValidity: 24 * time.Hour, AfterPairing: true},
 	}
 	b, err := readConfig(path)
 	switch {
@@ -162,6 +207,12 @@ func LoadConfig(path string, explicit bool, env Env) (Config, error) {
 				return Config{}, err
 			}
 		}
+	}
+	if v := c.Certificate; v.Validity < v.MinValidity || v.Validity > v.MaxValidity {
+		return Config{}, &ConfigError{File: path, Key: "certificate.validity",
+			Problem: fmt.Sprintf("certificate.validity %s is not between min-validity %s and max-validity %s",
+				duration.Short(v.Validity), duration.Short(v.MinValidity), duration.Short(v.MaxValidity)),
+			Want: "limits that the default validity is within"}
 	}
 	if c.Socket == "" {
 		if c.Socket, err = env.SocketPath(); err != nil {
@@ -250,7 +301,7 @@ func flatten(into map[string]any, prefix string, tree map[string]any) {
 		if t, ok := v.(map[string]any); ok && len(t) > 0 {
 			flatten(into, prefix+k+".", t)
 			continue
-		} else if ok && prefix+k == "policy" {
+		} else if ok && (prefix+k == "policy" || prefix+k == "certificate") {
 			continue // a table header with nothing below it
 		}
 		into[prefix+k] = v

@@ -77,7 +77,7 @@ func TestConfigPrecedence(t *testing.T) {
 	if err := c.Set(e, "log-level", "warn", "--log-level"); err != nil {
 		t.Fatal(err)
 	}
-	want := Config{"/home/u/s", "from env", slog.LevelWarn, time.Minute, Policy{Ask, Refuse, Refuse}}
+	want := Config{"/home/u/s", "from env", slog.LevelWarn, time.Minute, Policy{Ask, Refuse, Refuse}, Certificate{8 * time.Hour, 15 * time.Second, 24 * time.Hour, true}}
 	if c != want {
 		t.Errorf("%+v, want %+v", c, want)
 	}
@@ -94,7 +94,7 @@ func TestConfigDefaults(t *testing.T) {
 		t.Errorf("name %q", c.Name)
 	}
 	c.Name = ""
-	want := Config{"/home/u/.ssh/vmux-agent.sock", "", slog.LevelInfo, time.Minute, Policy{Ask, Refuse, Refuse}}
+	want := Config{"/home/u/.ssh/vmux-agent.sock", "", slog.LevelInfo, time.Minute, Policy{Ask, Refuse, Refuse}, Certificate{8 * time.Hour, 15 * time.Second, 24 * time.Hour, true}}
 	if c != want {
 		t.Errorf("%+v, want %+v", c, want)
 	}
@@ -122,6 +122,11 @@ func TestConfigErrors(t *testing.T) {
 		{"name = \"" + strings.Repeat("x", 64) + "\"", 1, "name", "more than 63", ""},
 		{"name = \"a\\u202Eb\"", 1, "name", "cannot be shown", ""},
 		{"log-level = \"loud\"", 1, "log-level", `"loud" is no log level`, "debug, info, warn or error"},
+		{"[certificate]\nvalidity = \"1x\"", 2, "certificate.validity", "is no length of time", "8h"},
+		{"[certificate]\nmax-validity = \"367d\"", 2, "certificate.max-validity", "out of range", "366d"},
+		{"[certificate]\nmin-validity = \"5500ms\"", 2, "certificate.min-validity", "part of a second", "8h"},
+		{"[certificate]\nafter-pairing = \"true\"", 2, "certificate.after-pairing", "neither yes nor no", "yes or no"},
+		{"[certificate]\nvalidity = \"25h\"", 0, "certificate.validity", "not between", "limits"},
 		{"deadline = 60", 1, "deadline", "no text in quotes", `deadline = "60s"`},
 		{"deadline = \"60\"", 1, "deadline", "is no duration", "5s to 110s"},
 		{"deadline = \"4s\"", 1, "deadline", "out of range", "5s to 110s"},
