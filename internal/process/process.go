@@ -123,3 +123,45 @@ func trusted(fi fs.FileInfo) bool {
 	return ok && fi.Mode().IsRegular() && fi.Mode()&0o002 == 0 &&
 		(st.Uid == 0 || int(st.Uid) == os.Getuid())
 }
+
+// maxAncestors bounds how far Descends looks; no sensible tree of processes is deeper.
+const maxAncestors = 256
+
+// Descends says whether the process is root or has root among its ancestors, whatever sessions they are in. Of root, PID and Start
+// count, so that another process that was given its pid is not taken for it. A process whose parent has ended
+// belongs to a reaper from then on, and descends from nothing that it descended from before. The error is
+// about the first process only: ErrNoProcess, or what the system said, wrapped.
+//
+// The answer is about the process that has the pid while Descends runs; the caller checks afterwards that it is the one that was
+// meant (unixsock.Peer.Alive).
+func Descends(pid int, root Process) (bool, error) { return descends(pid, root, look) }
+
+func descends(pid int, root Process, look func(int) (Process, error)) (bool, error) {
+	p, err := look(pid)
+	if err != nil {
+		return false, err
+	}
+	first := p
+	for range maxAncestors {
+		if p.PID == root.PID {
+			if p.Start != root.Start {
+				return false, nil
+			}
+			// The chain was read one by one. It was first's if that has not been given away meanwhile.
+			again, err := look(pid)
+			if err != nil {
+				return false, err
+			}
+			return again.Start == first.Start, nil
+		}
+		if p.Parent <= 0 || p.Parent == p.PID {
+			break
+		}
+		parent, err := look(p.Parent)
+		if err != nil || parent.Start > p.Start {
+			break // gone, or its pid was given away
+		}
+		p = parent
+	}
+	return false, nil
+}
