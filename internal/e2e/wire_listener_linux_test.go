@@ -399,7 +399,7 @@ func behind(b []byte, questions, records int) []byte {
 // are new at each start.
 func TestThreat_N04_AdvertisementNamesNobody(t *testing.T) {
 	t.Parallel()
-	wire(t, func(t *testing.T, n *netnstest.Net) {
+	netnstest.Run(t, func(t *testing.T, n *netnstest.Net) {
 		heard := newCapture(t, n.B)
 		p := farPhone(t, n, phoneName)
 		p.ok("vmux-signer", "key", "add", keyComment)
@@ -451,7 +451,7 @@ func TestThreat_N04_AdvertisementNamesNobody(t *testing.T) {
 // link's protocol gets no byte of an envelope.
 func TestThreat_T04_DowngradeRefused(t *testing.T) {
 	t.Parallel()
-	wire(t, func(t *testing.T, n *netnstest.Net) {
+	netnstest.Run(t, func(t *testing.T, n *netnstest.Net) {
 		p := farPhone(t, n, phoneName)
 		p.serveOn(":0", "--approve", "always", "--log-level", "debug")
 		d := newHost(t)
