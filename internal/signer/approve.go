@@ -27,7 +27,8 @@ func (a Always) Approve(ctx context.Context, p *Prompt) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
-	a.Log.Warn("approved without asking anybody (--approve always)", "device", p.Verified.Device, "key", p.Verified.KeyLabel)
+	a.Log.Warn("approved without asking anybody (--approve always)", "device", p.Verified.Device,
+		"key", p.Verified.KeyLabel, "operation", p.Verified.Kind)
 	return nil
 }
 

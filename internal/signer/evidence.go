@@ -114,15 +114,8 @@ func newPrompt(device Device, k *Key, m signed.Meaning, c *envelope.Context) *Pr
 			KeyLabel:  k.Label,
 			KeyPrint:  fingerprint(k.Public),
 		},
-		Claimed: Claimed{WorkingDirectory: c.WorkingDirectory, Reason: c.Reason},
 	}
-	for _, q := range c.Processes {
-		p.Claimed.Processes = append(p.Claimed.Processes, Process{q.PID, q.Executable})
-	}
-	if c.Destination != nil {
-		p.Claimed.HostNames = c.Destination.HostNames
-		p.Claimed.Forwarded = c.Destination.Forwarded
-	}
+	p.Claimed.of(c)
 	v := &p.Verified
 	switch m.Kind {
 	case signed.Login:
@@ -159,4 +152,15 @@ func newPrompt(device Device, k *Key, m signed.Meaning, c *envelope.Context) *Pr
 		}
 	}
 	return p
+}
+
+// of takes over what the device says.
+func (c *Claimed) of(said *envelope.Context) {
+	c.WorkingDirectory, c.Reason, c.Limits = said.WorkingDirectory, said.Reason, said.Limits
+	for _, q := range said.Processes {
+		c.Processes = append(c.Processes, Process{q.PID, q.Executable})
+	}
+	if said.Destination != nil {
+		c.HostNames, c.Forwarded = said.Destination.HostNames, said.Destination.Forwarded
+	}
 }

@@ -177,12 +177,15 @@ func (h *Home) LinkKey() (*ecdsa.PrivateKey, error) {
 
 // CA is the public key of the certificate authority.
 func (h *Home) CA() (ssh.PublicKey, error) {
-	s, err := readKey(h.path(caName))
+	s, err := h.authority()
 	if err != nil {
 		return nil, err
 	}
 	return s.PublicKey(), nil
 }
+
+// authority is the private key of the certificate authority.
+func (h *Home) authority() (ssh.Signer, error) { return readKey(h.path(caName)) }
 
 // lock takes the lock under which files change.
 func (h *Home) lock() (release func(), err error) {

@@ -51,6 +51,9 @@ type Verified struct {
 	Hops        []string // fingerprints of the hosts that the request was forwarded through, the nearest first
 	KeyLabel    string
 	KeyPrint    string // fingerprint
+	// Certificate is what is asked for by a certificate request, nil for others. No
+	// identity of the signer's takes part in that one.
+	Certificate *Certificate
 }
 
 // Claimed is what the device says, and could lie about.
@@ -62,6 +65,7 @@ type Claimed struct {
 	Processes        []Process // the client first
 	WorkingDirectory string
 	Reason           string
+	Limits           []string // that the device will hold a certificate to
 }
 
 // Process is one process of the claimed chain.
@@ -84,8 +88,19 @@ func (p *Prompt) extend(t time.Time) {
 	}
 }
 
-// Title heads every prompt.
-const Title = "SSH Sign Request"
+// Titles of prompts: for a signature and for a certificate.
+const (
+	Title            = "SSH Sign Request"
+	CertificateTitle = "SSH Certificate Request"
+)
+
+// Title heads the prompt.
+func (p *Prompt) Title() string {
+	if p.Verified.Certificate != nil {
+		return CertificateTitle
+	}
+	return Title
+}
 
 // Heading is the line below the title. A host's name is always the device's
 // claim, and says so.
@@ -113,6 +128,16 @@ const maxShown = 120
 // dialog.
 func (p *Prompt) Fields() (verified, claimed []Field) {
 	v, c := &p.Verified, &p.Claimed
+	if v.Certificate != nil {
+		verified = append(v.Certificate.fields(), Field{"device", clean(v.Device)})
+		for _, l := range c.Limits {
+			claimed = append(claimed, Field{"limit", clean(l)})
+		}
+		if c.Reason != "" {
+			claimed = append(claimed, Field{"reason", clean(c.Reason)})
+		}
+		return verified, append(claimed, c.origin()...)
+	}
 	verified = append(verified, Field{"operation", v.Operation})
 	if v.Kind == kindLogin {
 		if v.HostKey != "" {
@@ -128,6 +153,15 @@ func (p *Prompt) Fields() (verified, claimed []Field) {
 		Field{"device", shown(v.Device, maxShown)},
 		Field{"key", shown(v.KeyLabel, maxShown) + ", " + v.KeyPrint})
 
+	claimed = c.origin()
+	if c.Reason != "" {
+		claimed = append(claimed, Field{"reason", shown(c.Reason, maxShown)})
+	}
+	return verified, claimed
+}
+
+// origin is where the request comes from and goes to, as the device says.
+func (c *Claimed) origin() (claimed []Field) {
 	if len(c.HostNames) > 0 {
 		claimed = append(claimed, Field{"host", shown(strings.Join(c.HostNames, ", "), maxShown)})
 	}
@@ -149,16 +183,19 @@ func (p *Prompt) Fields() (verified, claimed []Field) {
 	if c.WorkingDirectory != "" {
 		claimed = append(claimed, Field{"directory", shown(c.WorkingDirectory, maxShown)})
 	}
-	if c.Reason != "" {
-		claimed = append(claimed, Field{"reason", shown(c.Reason, maxShown)})
-	}
-	return verified, claimed
+	return claimed
 }
+
+// Headings of the two halves.
+const (
+	headVerified = "VERIFIED"
+	headClaimed  = "CLAIMED by the device"
+)
 
 // Text is the whole prompt but for the question, for a dialog or a log.
 func (p *Prompt) Text() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%s\n%s\n", Title, p.Heading())
+	fmt.Fprintf(&b, "%s\n%s\n", p.Title(), p.Heading())
 	verified, claimed := p.Fields()
 	part := func(head string, fields []Field) {
 		if len(fields) == 0 {
@@ -169,8 +206,8 @@ func (p *Prompt) Text() string {
 			fmt.Fprintf(&b, "  %s: %s\n", f.Name, f.Value)
 		}
 	}
-	part("VERIFIED", verified)
-	part("CLAIMED by the device", claimed)
+	part(headVerified, verified)
+	part(headClaimed, claimed)
 	return b.String()
 }
 

@@ -41,6 +41,8 @@ func (s *server) handle(ctx context.Context, pin transport.Pin, id string, req e
 		return s.list(device), nil
 	case *envelope.SignRequest:
 		return s.sign(ctx, pin, device, id, r)
+	case *envelope.CertificateRequest:
+		return s.certify(ctx, pin, device, id, r)
 	}
 	return nil, envelope.Errorf(envelope.CodeUnsupported, "%s is not supported", req.Type())
 }
@@ -70,26 +72,31 @@ func (s *server) sign(ctx context.Context, pin transport.Pin, device Device, id 
 	start := s.now()
 	e := Event{Event: EventRequest, Device: device.Name}
 	signature, err := s.signLogged(ctx, pin, device, id, r, &e)
+	if err := s.report(ctx, start, &e, err); err != nil {
+		return nil, err
+	}
+	return &envelope.SignResponse{Signature: signature}, nil
+}
+
+// report logs and announces what became of a request, and gives the error that
+// the device is told.
+func (s *server) report(ctx context.Context, start time.Time, e *Event, err error, about ...slog.Attr) error {
 	level := slog.LevelInfo
+	e.Outcome = "signed"
 	if err != nil {
 		answer := answerFor(err)
-		e.Outcome, err = string(answer.Code), answer
-		e.Reason = answer.Message
+		e.Outcome, e.Reason, err = string(answer.Code), answer.Message, answer
 		level = slog.LevelWarn
-	} else {
-		e.Outcome = "signed"
 	}
 	attrs := []slog.Attr{slog.String("device", e.Device), slog.String("operation", e.Operation),
 		slog.String("key", e.Key), slog.String("outcome", e.Outcome), slog.Duration("after", s.now().Sub(start).Round(time.Millisecond))}
+	attrs = append(attrs, about...)
 	if e.Reason != "" {
 		attrs = append(attrs, slog.String("reason", e.Reason))
 	}
 	s.log.LogAttrs(context.WithoutCancel(ctx), level, "request", attrs...)
-	s.event(e)
-	if err != nil {
-		return nil, err
-	}
-	return &envelope.SignResponse{Signature: signature}, nil
+	s.event(*e)
+	return err
 }
 
 // answerFor is what the device is told of an error.
@@ -117,14 +124,9 @@ func answerFor(err error) *envelope.Error {
 }
 
 func (s *server) signLogged(ctx context.Context, pin transport.Pin, device Device, id string, r *envelope.SignRequest, e *Event) ([]byte, error) {
-	now := s.now()
-	if err := s.seen.use(pin, id, now); err != nil {
+	now, expires, err := s.fresh(pin, id, r.CreatedAt.Time)
+	if err != nil {
 		return nil, err
-	}
-	created := r.CreatedAt.Time
-	if age := now.Sub(created); age > Freshness || age < -Freshness {
-		return nil, envelope.Errorf(envelope.CodeExpired, "the request is of %s by the device's clock, it is %s by the signer's: more than %s apart",
-			created.UTC().Format(time.RFC3339), now.UTC().Format(time.RFC3339), Freshness)
 	}
 	m := signed.Parse(r.Data)
 	e.Operation = m.Kind.String()
@@ -147,30 +149,17 @@ func (s *server) signLogged(ctx context.Context, pin transport.Pin, device Devic
 		return nil, envelope.Errorf(envelope.CodeBadRequest, "%v", err)
 	}
 
-	// A device's clock that is ahead gives the owner no more time.
-	from := created
-	if now.Before(from) {
-		from = now.Round(0)
-	}
-	expires := from.Add(Freshness)
 	ctx, cancel := context.WithTimeoutCause(ctx, expires.Sub(now), errExpired)
 	defer cancel()
-	err := s.prompts.ask(ctx, promptKey{pin, string(r.PublicKeyBlob), sha256.Sum256(r.Data)},
+	err = s.prompts.ask(ctx, promptKey{device: pin, key: string(r.PublicKeyBlob), data: sha256.Sum256(r.Data)},
 		newPrompt(device, key, m, &r.Context), expires)
 	if err != nil {
 		return nil, err
 	}
-	// Much may have happened while the owner thought. The timer above does not
-	// run while the computer sleeps, so the clock is asked too.
+	// Much may have happened while the owner thought.
 	mayStill := func() error {
-		if ctx.Err() != nil {
-			return context.Cause(ctx)
-		}
-		if s.now().After(expires) {
-			return errExpired
-		}
-		if _, ok := s.current().state.Device(pin); !ok {
-			return errUnpaired
+		if err := s.stillAsked(ctx, pin, expires); err != nil {
+			return err
 		}
 		if k := s.key(r.PublicKeyBlob); k == nil || !k.Enabled {
 			return errKeyGone
@@ -188,6 +177,41 @@ func (s *server) signLogged(ctx context.Context, pin transport.Pin, device Devic
 		return nil, err
 	}
 	return ssh.Marshal(sig), nil
+}
+
+// fresh marks a request's id as used and gives the present time and the end of
+// the owner's time for an approval. Errors: errIDUsed, errManyIDs,
+// *envelope.Error.
+func (s *server) fresh(pin transport.Pin, id string, created time.Time) (now, expires time.Time, err error) {
+	now = s.now()
+	if err := s.seen.use(pin, id, now); err != nil {
+		return now, now, err
+	}
+	if age := now.Sub(created); age > Freshness || age < -Freshness {
+		return now, now, envelope.Errorf(envelope.CodeExpired, "the request is of %s by the device's clock, it is %s by the signer's: more than %s apart",
+			created.UTC().Format(time.RFC3339), now.UTC().Format(time.RFC3339), Freshness)
+	}
+	// A device's clock that is ahead gives the owner no more time.
+	if now.Before(created) {
+		created = now.Round(0)
+	}
+	return now, created.Add(Freshness), nil
+}
+
+// stillAsked says whether an approved request may go on: it was not withdrawn,
+// is not too old, and its device is paired. A timer does not run while the
+// computer sleeps, so the clock is asked too.
+func (s *server) stillAsked(ctx context.Context, pin transport.Pin, expires time.Time) error {
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	if s.now().After(expires) {
+		return errExpired
+	}
+	if _, ok := s.current().state.Device(pin); !ok {
+		return errUnpaired
+	}
+	return nil
 }
 
 // key finds an identity by its blob, nil when there is none that can be used.

@@ -71,8 +71,10 @@ type Event struct {
 	Event     string `json:"event"`
 	Address   string `json:"address,omitzero"`   // listening
 	Device    string `json:"device,omitzero"`    // all others
-	Operation string `json:"operation,omitzero"` // request: login, sshsig, …
-	Key       string `json:"key,omitzero"`       // request: label
+	Operation string `json:"operation,omitzero"` // request: login, sshsig, certificate, …
+	Key       string `json:"key,omitzero"`       // request: label; of a certificate request, the certified key's fingerprint
+	Serial    string `json:"serial,omitzero"`    // certificate request: decimal; JSON's numbers are too small
+	KeyID     string `json:"keyId,omitzero"`     // certificate request
 	Outcome   string `json:"outcome,omitzero"`   // request: signed or an error's code; pairing: paired or failed
 	Reason    string `json:"reason,omitzero"`
 }
@@ -202,7 +204,13 @@ func newServer(home *Home, o Options) (*server, error) {
 	if s.software == "" {
 		s.software = "vmux-signer"
 	}
-	return s, s.reload()
+	if err := s.reload(); err != nil {
+		return nil, err
+	}
+	if _, err := home.Limits(); err != nil {
+		s.log.Error("no certificate is signed until this is mended", "reason", err)
+	}
+	return s, nil
 }
 
 func (s *server) event(e Event) {
@@ -216,7 +224,7 @@ func (s *server) event(e Event) {
 }
 
 func (s *server) hello() envelope.Hello {
-	return envelope.Hello{Name: s.current().state.Name, Software: s.software, Capabilities: []string{}, Clock: envelope.At(s.now())}
+	return envelope.Hello{Name: s.current().state.Name, Software: s.software, Capabilities: []string{envelope.CapabilityCertificate}, Clock: envelope.At(s.now())}
 }
 
 func (s *server) current() *snapshot { return s.snap.Load() }
@@ -260,6 +268,9 @@ func (s *server) publishLocked(st State) error {
 	s.snap.Store(&snapshot{state: st, keys: keys, ca: ca})
 
 	s.prompts.withdraw(func(k promptKey) bool {
+		if k.key == "" {
+			return false
+		}
 		key := s.key([]byte(k.key))
 		return key == nil || !key.Enabled
 	}, errKeyGone)

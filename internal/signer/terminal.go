@@ -7,7 +7,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"math"
 	"os"
 	"strings"
@@ -50,6 +49,9 @@ type Terminal struct {
 	mu     sync.Mutex // the screen and everything below
 	asks   []*ask     // the first one is shown
 	shown  bool
+	pages  []string // of the question that is shown
+	page   int      // the one on the screen
+	below  int      // rows of log lines that were written below its first line
 	since  time.Time
 	typed  []byte
 	saved  *unix.Termios // what to restore, nil when the terminal is as found
@@ -59,7 +61,7 @@ type Terminal struct {
 
 type ask struct {
 	ctx      context.Context
-	text     string
+	pages    func(width, height int) []string // of a screen; the question is below the last
 	question string
 	expires  func() time.Time
 	answer   chan error // has room for the one answer
@@ -109,17 +111,18 @@ func (t *Terminal) closeFiles() {
 
 // Approve implements Approver.
 func (t *Terminal) Approve(ctx context.Context, p *Prompt) error {
-	return t.ask(ctx, p.terminalText(t.width()), "Approve?", p.Expires)
+	return t.ask(ctx, p.pages, "Approve?", p.Expires)
 }
 
 // Ask shows text, which must be safe, and asks for a yes. It returns nil,
 // ErrDenied, ErrNoTerminal or the cause of ctx.
 func (t *Terminal) Ask(ctx context.Context, text, question string, expires time.Time) error {
-	return t.ask(ctx, text, question, func() time.Time { return expires })
+	one := func(int, int) []string { return []string{text} }
+	return t.ask(ctx, one, question, func() time.Time { return expires })
 }
 
-func (t *Terminal) ask(ctx context.Context, text, question string, expires func() time.Time) error {
-	a := &ask{ctx: ctx, text: text, question: question, expires: expires, answer: make(chan error, 1)}
+func (t *Terminal) ask(ctx context.Context, pages func(width, height int) []string, question string, expires func() time.Time) error {
+	a := &ask{ctx: ctx, pages: pages, question: question, expires: expires, answer: make(chan error, 1)}
 	t.mu.Lock()
 	if t.err != nil || t.closed {
 		t.mu.Unlock()
@@ -143,6 +146,11 @@ func (t *Terminal) Write(b []byte) (int, error) {
 	}
 	t.putLocked(string(b))
 	if t.shown {
+		width, height := t.size()
+		t.below += rows(string(b), width)
+		if margin+strings.Count(t.pages[t.page], "\n")+t.below > height {
+			t.putPageLocked() // a device that causes log lines must not push a question's text off the screen
+		}
 		t.drawLocked()
 	}
 	return len(b), t.err
@@ -251,15 +259,27 @@ func withdrawal(err error) string {
 
 func (t *Terminal) showLocked() {
 	t.rawLocked()
-	t.shown, t.since, t.typed = true, time.Now(), nil
-	t.putLocked("\n" + t.asks[0].text)
+	t.shown, t.pages = true, t.asks[0].pages(t.size())
+	t.turnLocked(0)
+}
+
+// turnLocked shows a page of the question.
+func (t *Terminal) turnLocked(page int) {
+	t.page, t.since, t.typed = page, time.Now(), nil
+	t.putPageLocked()
 	t.drawLocked()
+}
+
+func (t *Terminal) putPageLocked() {
+	t.putLocked("\n" + t.pages[t.page])
+	t.below = 0
 }
 
 // drawLocked draws the line of the question. It stays below the terminal's
 // width, since a line that wraps cannot be drawn again.
 func (t *Terminal) drawLocked() {
 	a := t.asks[0]
+	width, _ := t.size()
 	left := max(0, int(math.Ceil(time.Until(a.expires()).Seconds())))
 	state := fmt.Sprintf("%d s left", left)
 	if n := len(t.asks) - 1; n > 0 {
@@ -267,8 +287,11 @@ func (t *Terminal) drawLocked() {
 	}
 	// The cursor goes back to where the answer is typed.
 	line := fmt.Sprintf("%s [y/N] %s", a.question, t.typed)
+	if t.page < len(t.pages)-1 {
+		line = fmt.Sprintf("Page %d of %d: Enter for the next, n to refuse ", t.page+1, len(t.pages))
+	}
 	gap := 3
-	if len([]rune(line))+gap+len(state) < t.width() {
+	if len([]rune(line))+gap+len(state) < width {
 		t.putLocked(fmt.Sprintf("\r\x1b[K%s%*s%s\x1b[%dD", line, gap, "", state, gap+len(state)))
 	} else {
 		t.putLocked("\r\x1b[K" + line)
@@ -297,6 +320,17 @@ func (t *Terminal) take() {
 		return
 	}
 	for _, c := range b[:n] {
+		if t.page < len(t.pages)-1 { // nobody approves what was not shown yet
+			switch c {
+			case '\r', '\n', ' ':
+				t.turnLocked(t.page + 1)
+				return // what follows was not typed for the next page
+			case 'n', 'N', 4:
+				t.answerLocked()
+				return
+			}
+			continue
+		}
 		switch {
 		case c == '\r' || c == '\n':
 			t.answerLocked()
@@ -380,12 +414,17 @@ func (t *Terminal) foreground() bool {
 	return err != nil || pgrp == unix.Getpgrp()
 }
 
-func (t *Terminal) width() int {
-	w, _, err := term.GetSize(t.fd)
-	if err != nil || w < 20 {
-		return 80
+// size is the terminal's in columns and rows. One that does not know its own, or
+// says something absurd, is taken for a usual one.
+func (t *Terminal) size() (width, height int) {
+	width, height, err := term.GetSize(t.fd)
+	if err != nil || width < 20 {
+		width = screenWidth
 	}
-	return w
+	if err != nil || height < 8 {
+		height = screenHeight
+	}
+	return width, height
 }
 
 func (t *Terminal) putLocked(s string) {
@@ -398,55 +437,5 @@ func (t *Terminal) putLocked(s string) {
 		default:
 			b = b[n:]
 		}
-	}
-}
-
-// terminalText lays the prompt out for a terminal of the given width.
-func (p *Prompt) terminalText(width int) string {
-	const bold, plain = "\x1b[1m", "\x1b[0m"
-	var b strings.Builder
-	fmt.Fprintf(&b, "%s%s%s\n%s%s%s\n", bold, Title, plain, bold, p.Heading(), plain)
-	verified, claimed := p.Fields()
-	for _, half := range []struct {
-		head   string
-		fields []Field
-	}{{"VERIFIED", verified}, {"CLAIMED by the device", claimed}} {
-		if len(half.fields) == 0 {
-			continue
-		}
-		fmt.Fprintf(&b, "%s\n", half.head)
-		for _, f := range half.fields {
-			writeField(&b, f, width)
-		}
-	}
-	return b.String()
-}
-
-// writeField writes a field, its value wrapped and hanging.
-func writeField(w io.Writer, f Field, width int) {
-	const indent = 13
-	name := fmt.Sprintf("  %-*s", indent-2, f.Name)
-	room := max(20, width-indent-1)
-	value := []rune(f.Value)
-	for {
-		n := min(len(value), room)
-		if n < len(value) {
-			// At a space when there is one in the line's second half.
-			for i := n; i > room/2; i-- {
-				if value[i] == ' ' {
-					n = i
-					break
-				}
-			}
-		}
-		fmt.Fprintf(w, "%s%s\n", name, string(value[:n]))
-		value = value[n:]
-		for len(value) > 0 && value[0] == ' ' {
-			value = value[1:]
-		}
-		if len(value) == 0 {
-			return
-		}
-		name = strings.Repeat(" ", indent)
 	}
 }

@@ -21,8 +21,9 @@ var errTooMany = errors.New("too many prompts of this device are waiting")
 // promptKey tells requests that are one prompt: same device, key and data.
 type promptKey struct {
 	device transport.Pin
-	key    string // blob
+	key    string // blob of the identity, empty when the request names none
 	data   [sha256.Size]byte
+	id     string // of a request that shares its prompt with no other
 }
 
 // prompts are the prompts that wait for the owner.
