@@ -34,6 +34,8 @@ const (
 	// glance is how short. A phone that is back answers within milliseconds, and
 	// must not be refused because it was away a moment ago.
 	glance = 200 * time.Millisecond
+	// knownAgain is how soon an address that is known is tried again in one search.
+	knownAgain = 250 * time.Millisecond
 	// refreshAfter is how old the key list of a linked phone may be before a
 	// listing has it fetched anew, for the next listing.
 	refreshAfter = 2 * time.Second
@@ -120,9 +122,10 @@ type Phone struct {
 	last    store.Phone // as stored
 	link    *transport.Link
 	dialing *attempt
-	away    time.Time // when a search, apart from glances, last found nobody
-	fetched time.Time // when the key list was last asked for
-	looked  time.Time // when a listing last had the phone looked for
+	away    time.Time       // when a search, apart from glances, last found nobody
+	fetched time.Time       // when the key list was last asked for
+	looked  time.Time       // when a listing last had the phone looked for
+	otherCA *transport.Link // on which another certificate authority was seen and said
 }
 
 // attempt is one search for the phone, shared by all who need it.
@@ -335,7 +338,7 @@ func (p *Phone) dial(ctx context.Context) (*transport.Link, transport.Candidate,
 	var known []transport.Candidate
 	for _, address := range []string{last.FixedAddress, last.Address} {
 		if address != "" {
-			known = append(known, transport.Candidate{Source: "known", Instance: last.Instance, Address: address})
+			known = append(known, transport.Candidate{Source: "known", Instance: last.Instance, Address: address, Again: knownAgain})
 		}
 	}
 	t, err := find(ctx, p.o.Networks, known, func(ctx context.Context, c transport.Candidate) (outcome, error) {
@@ -419,15 +422,21 @@ func (p *Phone) fetch(link *transport.Link) error {
 	if err != nil {
 		return err
 	}
+	p.mu.Lock()
+	// The CA key is pinned at pairing: a phone that has another one now must be
+	// paired again before its certificates count.
+	changed := len(p.last.CAKey) > 0 && !bytes.Equal(p.last.CAKey, ca)
+	warn := changed && p.otherCA != link
+	if changed {
+		p.otherCA = link
+	}
+	p.mu.Unlock()
+	if warn {
+		p.o.Log.Warn("the phone's certificate authority has changed and is not trusted; pair the phone again to trust it", "phone", p.name())
+	}
 	p.remember(func(s *store.Phone) {
 		s.Keys = keys
-		if !bytes.Equal(s.CAKey, ca) {
-			// The CA key is pinned at pairing: a phone that has another one now must be
-			// paired again before its certificates count.
-			if len(s.CAKey) > 0 {
-				p.o.Log.Warn("the phone's certificate authority has changed and is not trusted; pair the phone again to trust it", "phone", s.Name)
-				return
-			}
+		if !changed {
 			s.CAKey = ca
 		}
 	})

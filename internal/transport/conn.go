@@ -122,14 +122,15 @@ func check(cs tls.ConnectionState, protos []string) (Pin, error) {
 func handshake(ctx context.Context, raw net.Conn, t *tls.Conn) (*Conn, error) {
 	if err := t.HandshakeContext(ctx); err != nil {
 		raw.Close()
-		return nil, asRefused(err)
+		return nil, err
 	}
 	cs := t.ConnectionState()
 	return &Conn{tls: t, peer: pinOf(cs.PeerCertificates[0]), proto: cs.NegotiatedProtocol, in: bufio.NewReader(t)}, nil
 }
 
-// asRefused tells a TLS alert of the other end from other failures: after the
-// handshake's own errors there is one reason for it, our certificate.
+// asRefused tells a TLS alert of the other end from other failures. After our
+// part of the handshake, in which the other end has proved its pin, there is one
+// reason for it: our certificate.
 func asRefused(err error) error {
 	var op *net.OpError
 	if errors.As(err, &op) && op.Op == "remote error" {

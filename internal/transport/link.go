@@ -17,10 +17,9 @@ import (
 const (
 	freshFor    = 5 * time.Second  // a link heard of within this is used without a ping
 	pingTimeout = 1 * time.Second  // for that ping's answer
-	ackTimeout  = 3 * time.Second  // for the phone's first word on a request
+	ackTimeout  = 2 * time.Second  // for the phone's first word on a request, which it says at once
 	ackInterval = 5 * time.Second  // between two pendings of a request
 	idlePing    = 30 * time.Second // between pings of an idle link
-	ackFirst    = 1 * time.Second  // when a phone sends the first pending
 	idleEnd     = 3 * idlePing     // a phone gives up a device that is silent so long
 )
 
@@ -203,18 +202,24 @@ func (l *Link) call(ctx context.Context, id string, req envelope.Payload, first 
 		l.mu.Unlock()
 	}()
 
-	if err := l.conn.Send(envelope.Envelope{ID: id, Payload: req}); err != nil {
-		if errors.Is(err, errEncode) {
-			return nil, err
-		}
-		l.fail(err)
-		return nil, &LostError{Err: err}
-	}
+	// In a goroutine, since a peer that takes nothing holds it up.
+	sent := make(chan error, 1)
+	go func() { sent <- l.conn.Send(envelope.Envelope{ID: id, Payload: req}) }()
 	acknowledged := false
 	silence := time.NewTimer(first)
 	defer silence.Stop()
 	for {
 		select {
+		case err := <-sent:
+			switch {
+			case err == nil:
+				sent = nil
+			case errors.Is(err, errEncode):
+				return nil, err
+			default:
+				l.fail(err)
+				return nil, &LostError{Err: err}
+			}
 		case p := <-c.answer:
 			if e, ok := p.(*envelope.Error); ok {
 				return nil, e
@@ -227,8 +232,12 @@ func (l *Link) call(ctx context.Context, id string, req envelope.Payload, first 
 			l.fail(errSilent)
 			return nil, &LostError{acknowledged, errSilent}
 		case <-ctx.Done():
-			// An error means that the link is lost, which withdraws the request too.
-			_ = l.conn.Send(envelope.Envelope{ID: id, Payload: &envelope.Cancel{}})
+			go func() {
+				if sent == nil || <-sent == nil {
+					// An error means that the link is lost, which withdraws the request too.
+					_ = l.conn.Send(envelope.Envelope{ID: id, Payload: &envelope.Cancel{}})
+				}
+			}()
 			return nil, context.Cause(ctx)
 		case <-l.done:
 			select {
@@ -289,7 +298,8 @@ func (l *Link) keep() {
 		case <-l.done:
 			return
 		case <-t.C:
-			if err := l.fresh(context.Background()); err != nil {
+			// The phone counts what it hears, so what it said lately does not matter.
+			if err := l.Ping(context.Background()); err != nil {
 				return // and the link has failed
 			}
 		}

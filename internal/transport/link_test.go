@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"net"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -196,17 +197,19 @@ func TestLateAnswer(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		e, err := c.Receive()
-		if err != nil {
-			t.Fatal(err)
+		c.SetReadDeadline(time.Now().Add(10 * time.Second))
+		var got []envelope.Type
+		for {
+			e, err := c.Receive()
+			if err != nil {
+				break // nothing more came
+			}
+			if got = append(got, e.Payload.Type()); e.Payload.Type() == envelope.TypeSignResponse || e.Payload.Type() == envelope.TypeError {
+				t.Errorf("a withdrawn request was answered with %s", e.Payload.Type())
+			}
 		}
-		if e.ID != "b" {
-			t.Errorf("a withdrawn request was answered with %s", e.Payload.Type())
-		}
-		synctest.Wait()
-		c.SetReadDeadline(time.Now().Add(time.Second))
-		if e, err := c.Receive(); err == nil {
-			t.Errorf("a withdrawn request was answered with %s", e.Payload.Type())
+		if !slices.Contains(got, envelope.TypePong) {
+			t.Errorf("the link did not go on: %v", got)
 		}
 	})
 }

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"slices"
 	"time"
@@ -27,27 +28,30 @@ type Candidate struct {
 	Instance string  // the service instance's name
 	Address  string  // for Dial
 	Via      Network // by which it was found; nil for an address that a person gave
+	// Again is when Race tries it again after a failure; 0 is never. A phone that
+	// restarts at an address that is known announces nothing there.
+	Again time.Duration
 }
 
 // Limits of Race. A start is a TCP and TLS handshake: cheap for us, and a rogue
 // that lets it hang must not keep the real phone waiting.
 const (
-	raceAtOnce   = 8                      // started without waiting
-	raceInterval = 100 * time.Millisecond // between further starts
-	raceEach     = 3 * time.Second        // for one try
-	raceMost     = 64                     // tries in all
-	raceSources  = 1024                   // sources whose claims may wait
-	racePerOne   = 8                      // claims of one source that may wait
+	raceAtOnce   = 8                     // started without waiting
+	raceInterval = 50 * time.Millisecond // between further starts
+	raceEach     = 3 * time.Second       // for one try
+	raceMost     = 64                    // tries in all, but for those again
+	raceSources  = 1024                  // sources whose claims may wait
+	racePerOne   = 8                     // claims of one source that may wait
 )
 
 // ErrNobody says that no candidate was found, or none of them was the one.
 var ErrNobody = errors.New("not found")
 
 // Race tries known candidates in their order, then those that arrive on found,
-// one of each source in turn, until one succeeds. It returns when one has, when
-// ctx ends, or when found is closed and every try has failed. Tries that are
-// still under way are cancelled and waited for; what they win late goes to
-// discard.
+// one of each source in turn and in no order that somebody else can choose,
+// until one succeeds. It returns when one has, when ctx ends, or when found is
+// closed and nothing is left to try. Tries that are still under way are
+// cancelled and waited for; what they win late goes to discard.
 func Race[T any](ctx context.Context, known []Candidate, found <-chan Candidate,
 	try func(context.Context, Candidate) (T, error), discard func(T)) (T, error) {
 	type result struct {
@@ -56,8 +60,9 @@ func Race[T any](ctx context.Context, known []Candidate, found <-chan Candidate,
 		err error
 	}
 	ctx, cancel := context.WithCancel(ctx)
-	results := make(chan result, raceMost) // room for every try: none ever waits to report
-	running, started := 0, 0
+	results := make(chan result) // read until nothing is running
+	again := make(chan Candidate)
+	running, started, waiting := 0, 0, 0
 	var zero T
 	defer func() {
 		cancel()
@@ -68,11 +73,17 @@ func Race[T any](ctx context.Context, known []Candidate, found <-chan Candidate,
 		}
 	}()
 
-	q := &turns{known: slices.Clone(known), waiting: map[string][]Candidate{}, tried: map[string]bool{}}
+	q := &turns{known: slices.Clone(known), waiting: map[string][]Candidate{}, turns: map[string]int{}, tried: map[string]bool{}}
 	pace := time.NewTimer(0)
 	defer pace.Stop()
 	paced := false
 	var failures []error
+	attempt := func(c Candidate) {
+		ctx, cancel := context.WithTimeout(ctx, raceEach)
+		defer cancel()
+		t, err := try(ctx, c)
+		results <- result{c, t, err}
+	}
 	for {
 		for started < raceMost && (running < raceAtOnce || paced) {
 			c, ok := q.next()
@@ -83,14 +94,9 @@ func Race[T any](ctx context.Context, known []Candidate, found <-chan Candidate,
 			pace.Reset(raceInterval)
 			started++
 			running++
-			go func() {
-				ctx, cancel := context.WithTimeout(ctx, raceEach)
-				defer cancel()
-				t, err := try(ctx, c)
-				results <- result{c, t, err}
-			}()
+			go attempt(c)
 		}
-		if running == 0 && (found == nil && q.empty() || started >= raceMost) {
+		if running == 0 && waiting == 0 && (found == nil && q.empty() || started >= raceMost) {
 			return zero, raceError(failures)
 		}
 		select {
@@ -105,7 +111,22 @@ func Race[T any](ctx context.Context, known []Candidate, found <-chan Candidate,
 			if r.err == nil {
 				return r.t, nil
 			}
-			failures = append(failures, fmt.Errorf("%s: %w", r.c.Address, r.err))
+			if len(failures) < raceMost {
+				failures = append(failures, fmt.Errorf("%s: %w", r.c.Address, r.err))
+			}
+			if r.c.Again > 0 {
+				waiting++
+				time.AfterFunc(r.c.Again, func() {
+					select {
+					case again <- r.c:
+					case <-ctx.Done():
+					}
+				})
+			}
+		case c := <-again:
+			waiting--
+			running++
+			go attempt(c)
 		case <-pace.C:
 			paced = true
 		case <-ctx.Done():
@@ -141,57 +162,83 @@ func raceError(failures []error) error {
 }
 
 // turns gives each source its turn, so that many claims of one do not hide the
-// only claim of another.
+// only claim of another. Who comes next is drawn by lot: neither to be the first
+// nor the last to announce itself is of use to a rogue, nor is it to announce
+// much in another's name.
 type turns struct {
 	known   []Candidate
-	sources []string // in the order of their next turn
+	sources []string // that have something waiting
 	waiting map[string][]Candidate
+	turns   map[string]int  // that a source has had
 	tried   map[string]bool // by address
 }
 
 func (q *turns) add(c Candidate) {
-	of, seen := q.waiting[c.Source]
-	if q.tried[c.Address] || len(of) >= racePerOne || !seen && len(q.waiting) >= raceSources {
+	of := q.waiting[c.Source]
+	if q.tried[c.Address] || slices.ContainsFunc(of, func(w Candidate) bool { return w.Address == c.Address }) {
 		return
 	}
-	if !seen {
-		// A source that has not had a turn goes ahead of those that have.
-		q.sources = append([]string{c.Source}, q.sources...)
+	switch {
+	case len(of) >= racePerOne:
+		of[rand.IntN(len(of))] = c
+		return
+	case len(of) > 0:
+	case len(q.sources) >= raceSources:
+		i := rand.IntN(len(q.sources))
+		delete(q.waiting, q.sources[i])
+		q.sources[i] = c.Source
+	default:
+		q.sources = append(q.sources, c.Source)
 	}
 	q.waiting[c.Source] = append(of, c)
 }
 
-func (q *turns) empty() bool {
-	for _, of := range q.waiting {
-		if len(of) > 0 {
-			return false
-		}
-	}
-	return len(q.known) == 0
-}
+func (q *turns) empty() bool { return len(q.known) == 0 && len(q.sources) == 0 }
 
 // next takes the candidate to try next.
 func (q *turns) next() (Candidate, bool) {
 	for len(q.known) > 0 {
 		c := q.known[0]
 		q.known = q.known[1:]
-		if !q.tried[c.Address] {
-			q.tried[c.Address] = true
+		if q.take(c) {
 			return c, true
 		}
 	}
-	for i, source := range q.sources {
-		for of := q.waiting[source]; len(of) > 0; {
-			c := of[0]
-			of = of[1:]
-			q.waiting[source] = of
-			if q.tried[c.Address] {
-				continue
+	for len(q.sources) > 0 {
+		// One of the sources that have had the fewest turns.
+		best, n := 0, 0
+		for i, s := range q.sources {
+			switch t := q.turns[s]; {
+			case i == 0 || t < q.turns[q.sources[best]]:
+				best, n = i, 1
+			case t == q.turns[q.sources[best]]:
+				if n++; rand.IntN(n) == 0 {
+					best = i
+				}
 			}
-			q.tried[c.Address] = true
-			q.sources = append(slices.Delete(q.sources, i, i+1), source)
+		}
+		source := q.sources[best]
+		of := q.waiting[source]
+		i := rand.IntN(len(of))
+		c := of[i]
+		if of = slices.Delete(of, i, i+1); len(of) == 0 {
+			delete(q.waiting, source)
+			q.sources = slices.Delete(q.sources, best, best+1)
+		} else {
+			q.waiting[source] = of
+		}
+		if q.take(c) {
+			q.turns[source]++
 			return c, true
 		}
 	}
 	return Candidate{}, false
+}
+
+func (q *turns) take(c Candidate) bool {
+	if q.tried[c.Address] {
+		return false
+	}
+	q.tried[c.Address] = true
+	return true
 }

@@ -161,10 +161,10 @@ func (s *server) handle(ctx context.Context, cancel context.CancelFunc, e envelo
 	}
 }
 
-// stillHere tells the device that its request is being worked on, so that it
-// can tell a person who thinks from a phone that is gone.
+// stillHere tells the device that its request has arrived and is being worked
+// on, so that it can tell a person who thinks from a phone that is gone.
 func (s *server) stillHere(stop <-chan struct{}, id string) {
-	t := time.NewTimer(ackFirst)
+	t := time.NewTimer(0)
 	defer t.Stop()
 	for {
 		select {
