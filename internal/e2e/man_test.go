@@ -281,7 +281,12 @@ func TestManConfig(t *testing.T) {
 		if !strings.Contains(readPages(t)["vmux-agent.1"].text, name) {
 			t.Errorf("vmux-agent(1) does not name %s", name)
 		}
-		if i := strings.LastIndex(s, "."); !slices.ContainsFunc(p.section(".Sh", "SETTINGS"), func(line string) bool { return line == ".It Va "+s[i+1:] }) {
+		last := s[strings.LastIndex(s, ".")+1:]
+		describes := func(line string) bool {
+			names, ok := strings.CutPrefix(line, ".It Va ")
+			return ok && slices.Contains(strings.Split(names, " , "), last)
+		}
+		if !slices.ContainsFunc(p.section(".Sh", "SETTINGS"), describes) {
 			t.Errorf("vmux.toml(5) does not describe %s", s)
 		}
 	}
