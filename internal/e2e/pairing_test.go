@@ -919,7 +919,7 @@ func TestPairHostileDeviceName(t *testing.T) {
 	}
 	codes <- code
 	owner.replies("y\n", "approved")
-	if err := <-paired; err != nil {
+	if err := soon(t, "pairing", paired); err != nil {
 		t.Error(err)
 	}
 	if text := owner.Expect("\n") + owner.Expect("\n"); !strings.Contains(text, "paired with Po[31mcketerror: x\r\n") {
@@ -969,9 +969,9 @@ func TestPairHostilePhoneName(t *testing.T) {
 	if want := "the 6 digits that Po[31mcketerror: x shows: "; !strings.HasSuffix(text, want) {
 		t.Errorf("the device asks %q, not %q", text, want)
 	}
-	user.Type(<-codes + "\n")
+	user.Type(soon(t, "digits", codes) + "\n")
 	user.Expect("paired with Po[31mcketerror: x, which holds 0 keys")
-	if err := <-phone; err != nil {
+	if err := soon(t, "end of the phone", phone); err != nil {
 		t.Error(err)
 	}
 	if exit := user.ended(); exit != 0 {

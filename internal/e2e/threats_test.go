@@ -374,7 +374,7 @@ func TestThreat_T01_StolenStateOnlyAsks(t *testing.T) {
 		asked <- err
 	}()
 	owner.next().deny()
-	if err := <-asked; codeOf(err) != envelope.CodeDenied {
+	if err := soon(t, "answer", asked); codeOf(err) != envelope.CodeDenied {
 		t.Errorf("denied request: %v", err)
 	}
 	if strings.Contains(p.serving.output(), `"outcome":"signed"`) {
@@ -442,7 +442,7 @@ func TestThreat_T09_SecondPairing(t *testing.T) {
 		}()
 	}
 	for range many - 1 {
-		if err := <-ended; err == nil {
+		if err := soon(t, "end of a pairing", ended); err == nil {
 			t.Error("paired")
 		}
 	}
@@ -451,7 +451,7 @@ func TestThreat_T09_SecondPairing(t *testing.T) {
 	}
 	owner.replies("n\n", "denied")
 	cancel()
-	if err := <-ended; err == nil {
+	if err := soon(t, "end of a pairing", ended); err == nil {
 		t.Error("paired")
 	}
 	owner.fails(1, "declined", "vmux-signer pair")
@@ -487,7 +487,7 @@ func TestThreat_T10_UmaskOfAgent(t *testing.T) {
 			}()
 			agent := d.spawn("sh", "-c", "umask "+umask+"; exec vmux-agent")
 			agent.wait(`msg=serving`)
-			if mode := <-first; mode&^0o600 != os.ModeSocket {
+			if mode := soon(t, "socket", first); mode&^0o600 != os.ModeSocket {
 				t.Errorf("born with mode %v", mode)
 			}
 			if fi, err := os.Lstat(d.socket()); err != nil || fi.Mode() != os.ModeSocket|0o600 {
@@ -575,6 +575,17 @@ func (l *deviceLink) loginRequest(created time.Time) *envelope.SignRequest {
 		Key                   []byte
 	}{bytes.Repeat([]byte{l.sid}, 32), 50, "root", "ssh-connection", "publickey", true, key.Algorithm, key.PublicKeyBlob})
 	return &envelope.SignRequest{PublicKeyBlob: key.PublicKeyBlob, Data: data, CreatedAt: envelope.At(created), Context: envelope.Context{Device: "raw"}}
+}
+
+// soon receives what should come soon.
+func soon[T any](t testing.TB, what string, from <-chan T) (v T) {
+	t.Helper()
+	select {
+	case v = <-from:
+	case <-time.After(patience):
+		t.Fatalf("no %s after %v", what, patience)
+	}
+	return v
 }
 
 func codeOf(err error) envelope.Code {
