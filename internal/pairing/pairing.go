@@ -18,6 +18,7 @@ import (
 	"io"
 	"strings"
 	"sync"
+	"time"
 	"unicode"
 	"unicode/utf8"
 
@@ -31,13 +32,22 @@ const exporter = "EXPORTER-vmux-pair-1"
 // Digits is the length of the code that people compare.
 const Digits = 6
 
-// Failures of a pairing. Each ends the phone's window.
+// stepTime bounds each step that no person takes part in. An end that stalls
+// there must not hold the other one, and the phone's window, for minutes.
+const stepTime = 5 * time.Second
+
+// codeStopped tells the other end that a person or a program has ended this one.
+const codeStopped envelope.Code = "stopped"
+
+// Failures of a pairing.
 var (
 	ErrNoWindow  = errors.New("no pairing window is open on the phone")
 	ErrDeclined  = errors.New("the pairing was declined")
 	ErrWrongCode = errors.New("the digits are not the ones that the phone shows")
 	ErrProof     = errors.New("the other end did not prove that it took part in this pairing")
 	ErrMethod    = errors.New("one end pairs by digits and the other by URL")
+	ErrStopped   = errors.New("the other end stopped")
+	ErrStalled   = fmt.Errorf("the other end did not go on within %d seconds", stepTime/time.Second)
 )
 
 // ErrTime says that one end's time was over. It is a context.DeadlineExceeded,
@@ -99,7 +109,7 @@ func Device(ctx context.Context, c *transport.Conn, me transport.Pin, o DeviceOp
 	if err := x.send(&envelope.PairRequest{Name: o.Name, Commitment: x.commitment, URL: o.Secret != nil}); err != nil {
 		return Peer{}, err
 	}
-	p, err := x.receive(ctx)
+	p, err := x.receiveSoon(ctx)
 	if err != nil {
 		return Peer{}, err
 	}
@@ -156,14 +166,19 @@ type PhoneOptions struct {
 	// Store keeps the device. When it fails the device is told, and nothing is
 	// paired.
 	Store func(Peer) error
-	// Begin is called when a device has sent its request, which uses the window
-	// up. An error refuses it: another device was first.
+	// Begin is called when a device has sent a request by the right method, before
+	// it gets what it could know its digits from. With digits that uses the window
+	// up: a device that may look at them and leave, over and over, chooses its
+	// digits. An error refuses it: another device was first.
 	Begin func() error
+	// Spend is called when the device's proof is about to be judged, with Secret
+	// only: that uses the window up. An error refuses it.
+	Spend func() error
 }
 
 // Phone does the phone's part on a connection with transport.ProtoPair whose
-// window is open, and closes c. It speaks first. A device that leaves before it
-// asks for anything has not used the window.
+// window is open, and closes c. It speaks first. A device that leaves before
+// Begin, or with a URL before Spend, has not used the window.
 func Phone(ctx context.Context, c *transport.Conn, me transport.Pin, hello envelope.Hello, o PhoneOptions) (Peer, error) {
 	x := begin(c, c.Peer(), me, o.Secret)
 	defer x.end()
@@ -181,13 +196,13 @@ func Phone(ctx context.Context, c *transport.Conn, me transport.Pin, hello envel
 	if !ok {
 		return Peer{}, x.refuse(fmt.Errorf("%s instead of pairRequest", p.Type()))
 	}
+	if q.URL != (o.Secret != nil) {
+		return Peer{}, x.refuse(ErrMethod)
+	}
 	if o.Begin != nil {
 		if err := o.Begin(); err != nil {
 			return Peer{}, x.refuse(err)
 		}
-	}
-	if q.URL != (o.Secret != nil) {
-		return Peer{}, x.refuse(ErrMethod)
 	}
 	nonce := make([]byte, envelope.NonceSize)
 	rand.Read(nonce) // never fails
@@ -196,8 +211,8 @@ func Phone(ctx context.Context, c *transport.Conn, me transport.Pin, hello envel
 	if err := x.send(&envelope.PairResponse{Name: o.Name, Nonce: nonce}); err != nil {
 		return Peer{}, err
 	}
-	if p, err = x.receive(ctx); err != nil {
-		return Peer{}, err
+	if p, err = x.receiveSoon(ctx); err != nil {
+		return Peer{}, x.refuse(err)
 	}
 	opened, ok := p.(*envelope.PairConfirm)
 	if !ok || opened.Nonce == nil {
@@ -236,10 +251,20 @@ func (x *exchange) agree(ctx context.Context, device Peer, o PhoneOptions) error
 		if err != nil || proven {
 			return err
 		}
+		p, err := x.receive(ctx)
+		if err != nil {
+			return err
+		}
+		return proof(p)
 	}
-	p, err := x.receive(ctx)
+	p, err := x.receiveSoon(ctx)
 	if err != nil {
 		return err
+	}
+	if o.Spend != nil {
+		if err := o.Spend(); err != nil {
+			return err
+		}
 	}
 	return proof(p)
 }
@@ -313,6 +338,13 @@ func (x *exchange) receive(ctx context.Context) (envelope.Payload, error) {
 	}
 }
 
+// receiveSoon is receive for what no person decides about.
+func (x *exchange) receiveSoon(ctx context.Context) (envelope.Payload, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, stepTime, ErrStalled)
+	defer cancel()
+	return x.receive(ctx)
+}
+
 // stoppedError is the end of this end's context: a person who leaves, or time.
 type stoppedError struct{ cause error }
 
@@ -378,10 +410,12 @@ func toWire(err error) *envelope.Error {
 		return e
 	case errors.Is(err, ErrNoWindow):
 		return envelope.Errorf(envelope.CodeNotPaired, "%v", ErrNoWindow)
-	case errors.Is(err, context.DeadlineExceeded):
+	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, ErrStalled):
 		return envelope.Errorf(envelope.CodeExpired, "%v", ErrTime)
-	case errors.Is(err, ErrDeclined), errors.As(err, &stopped), errors.Is(err, context.Canceled):
+	case errors.Is(err, ErrDeclined):
 		return envelope.Errorf(envelope.CodeDenied, "%v", ErrDeclined)
+	case errors.As(err, &stopped), errors.Is(err, context.Canceled):
+		return envelope.Errorf(codeStopped, "%v", ErrStopped)
 	case errors.Is(err, ErrMethod):
 		return envelope.Errorf(envelope.CodeUnsupported, "%v", ErrMethod)
 	}
@@ -398,6 +432,8 @@ func fromWire(e *envelope.Error) error {
 		return ErrTime
 	case envelope.CodeUnsupported:
 		return ErrMethod
+	case codeStopped:
+		return ErrStopped
 	}
 	return fmt.Errorf("the other end refused: %s", e.Message)
 }

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"vmux.app/toolkit/internal/envelope"
@@ -248,6 +249,186 @@ func TestURLRefused(t *testing.T) {
 				t.Errorf("device %v, phone %v, want %v", de, pe, test.want)
 			}
 		})
+	}
+}
+
+// A device that pairs by the other method does not use the window up.
+func TestMethodIsLookedAtFirst(t *testing.T) {
+	t.Parallel()
+	for _, byURL := range []bool{false, true} {
+		r := newRig(t)
+		u := pairing.NewURL("laptop", r.device.Pin())
+		do := pairing.DeviceOptions{Name: "laptop", Code: r.typed}
+		po := r.phoneOptions()
+		if byURL {
+			do.Secret = u.Secret[:]
+		} else {
+			po.Secret, po.Expect = u.Secret[:], u.Pin
+		}
+		po.Begin = func() error { t.Error("begun"); return nil }
+		po.Spend = func() error { t.Error("spent"); return nil }
+		_, _, de, pe := r.pair(t, do, po)
+		if !errors.Is(de, pairing.ErrMethod) || !errors.Is(pe, pairing.ErrMethod) {
+			t.Errorf("device %v, phone %v", de, pe)
+		}
+	}
+}
+
+// With digits the window is used up before the device gets what it could know
+// them from: it cannot look and try again. With a URL it is used up by the proof
+// alone.
+func TestWhatUsesTheWindow(t *testing.T) {
+	t.Parallel()
+	for _, byURL := range []bool{false, true} {
+		r := newRig(t)
+		u := pairing.NewURL("laptop", r.device.Pin())
+		po := r.phoneOptions()
+		if byURL {
+			po.Secret, po.Expect = u.Secret[:], u.Pin
+		}
+		var calls []string
+		po.Begin = func() error { calls = append(calls, "begin"); return nil }
+		po.Spend = func() error { calls = append(calls, "spend"); return nil }
+		d, p := conns(t, r.device, r.phone)
+		phone := make(chan error, 1)
+		go func() {
+			_, err := pairing.Phone(t.Context(), p, r.phone.Pin(), envelope.Hello{Name: po.Name, Clock: envelope.At(time.Unix(0, 0))}, po)
+			phone <- err
+		}()
+		if _, err := pairing.Offer(t.Context(), d); err != nil {
+			t.Fatal(err)
+		}
+		if err := d.Send(envelope.Envelope{ID: "pair", Payload: &envelope.PairRequest{Name: "laptop", Commitment: make([]byte, 32), URL: byURL}}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := d.Receive(); err != nil { // the phone's nonce
+			t.Fatal(err)
+		}
+		d.Close()
+		if err := <-phone; err == nil {
+			t.Error("paired")
+		}
+		if got := strings.Join(calls, " "); got != "begin" {
+			t.Errorf("URL %v: %s", byURL, got)
+		}
+		if !byURL {
+			continue
+		}
+		po.Spend = func() error { return pairing.ErrNoWindow }
+		_, _, de, pe := r.pair(t, pairing.DeviceOptions{Name: "laptop", Secret: u.Secret[:]}, po)
+		if !errors.Is(de, pairing.ErrNoWindow) || !errors.Is(pe, pairing.ErrNoWindow) || len(r.stored) != 0 {
+			t.Errorf("spent already: device %v, phone %v", de, pe)
+		}
+	}
+}
+
+// An end that stalls where no person is asked is given up within seconds.
+func TestStalled(t *testing.T) {
+	t.Parallel()
+	const soon = 6 * time.Second
+	for name, test := range map[string]struct {
+		byURL bool
+		say   []envelope.Payload
+	}{
+		"after its request":          {false, []envelope.Payload{&envelope.PairRequest{Name: "laptop", Commitment: make([]byte, 32)}}},
+		"after its request, by URL":  {true, []envelope.Payload{&envelope.PairRequest{Name: "laptop", Commitment: make([]byte, 32), URL: true}}},
+		"with its proof, by URL":     {true, nil},
+		"phone that answers nothing": {false, nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				r := newRig(t)
+				d, p := conns(t, r.device, r.phone)
+				defer d.Close()
+				defer p.Close()
+				hello := envelope.Hello{Name: "Pocket", Clock: envelope.At(time.Now())}
+				start := time.Now()
+				ended := make(chan error, 1)
+				if strings.HasPrefix(name, "phone") {
+					if err := p.Send(envelope.Envelope{Payload: &hello}); err != nil {
+						t.Fatal(err)
+					}
+					go func() {
+						_, err := pairing.Offer(t.Context(), d)
+						if err == nil {
+							_, err = pairing.Device(t.Context(), d, r.device.Pin(), pairing.DeviceOptions{Name: "laptop", Code: r.typed})
+						}
+						ended <- err
+					}()
+				} else {
+					u := pairing.NewURL("laptop", r.device.Pin())
+					po := r.phoneOptions()
+					if test.byURL {
+						po.Secret, po.Expect = u.Secret[:], u.Pin
+					}
+					go func() {
+						_, err := pairing.Phone(t.Context(), p, r.phone.Pin(), hello, po)
+						ended <- err
+					}()
+					if _, err := pairing.Offer(t.Context(), d); err != nil {
+						t.Fatal(err)
+					}
+					for _, m := range test.say {
+						if err := d.Send(envelope.Envelope{ID: "pair", Payload: m}); err != nil {
+							t.Fatal(err)
+						}
+					}
+					if test.say == nil { // an honest start, and no proof
+						if err := pairing.StallBeforeProof(d, r.device.Pin(), u.Secret[:]); err != nil {
+							t.Fatal(err)
+						}
+					}
+				}
+				if err := <-ended; !errors.Is(err, pairing.ErrStalled) || time.Since(start) > soon {
+					t.Errorf("%v after %v", err, time.Since(start))
+				}
+			})
+		})
+	}
+}
+
+// Who leaves has not declined, and the other end is told so.
+func TestStopped(t *testing.T) {
+	t.Parallel()
+	for _, deviceStops := range []bool{true, false} {
+		r := newRig(t)
+		d, p := conns(t, r.device, r.phone)
+		ctx, stop := context.WithCancelCause(t.Context())
+		interrupted := errors.New("interrupted")
+		dctx, pctx := t.Context(), t.Context()
+		if deviceStops {
+			dctx = ctx
+		} else {
+			pctx = ctx
+		}
+		wait := func(ctx context.Context) error {
+			<-ctx.Done()
+			return context.Cause(ctx)
+		}
+		po := r.phoneOptions()
+		po.Confirm = func(ctx context.Context, _, code string) error {
+			stop(interrupted)
+			return wait(ctx)
+		}
+		phone := make(chan error, 1)
+		go func() {
+			_, err := pairing.Phone(pctx, p, r.phone.Pin(), envelope.Hello{Name: "Pocket", Clock: envelope.At(time.Unix(0, 0))}, po)
+			phone <- err
+		}()
+		_, de := pairing.Offer(dctx, d)
+		if de == nil {
+			_, de = pairing.Device(dctx, d, r.device.Pin(), pairing.DeviceOptions{Name: "laptop",
+				Code: func(ctx context.Context, _ string) (string, error) { return "", wait(ctx) }})
+		}
+		pe := <-phone
+		stopper, other := pe, de
+		if deviceStops {
+			stopper, other = de, pe
+		}
+		if !errors.Is(stopper, interrupted) || !errors.Is(other, pairing.ErrStopped) || errors.Is(other, pairing.ErrDeclined) {
+			t.Errorf("who stops %v, the other end %v", stopper, other)
+		}
 	}
 }
 
