@@ -141,6 +141,9 @@ func descends(pid int, root Process, look func(int) (Process, error)) (bool, err
 	if err != nil {
 		return false, err
 	}
+	if root.PID <= 0 {
+		return false, nil
+	}
 	first := p
 	for range maxAncestors {
 		if p.PID == root.PID {

@@ -139,7 +139,8 @@ func (m *Manager) For(l Lister) []*Certificate {
 		pid   int
 		start uint64
 	}
-	var inJob, notInJob []job // seldom more than one
+	var few, others [4]job // seldom more than one
+	inJob, notInJob := few[:0], others[:0]
 	for i, c := range s.certs {
 		scope, bit := c.spec.Scope, uint64(1)<<i
 		if scope.NoForwarding && l.Forwarded {

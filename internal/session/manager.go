@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"runtime"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -46,9 +47,10 @@ type Manager struct {
 
 	mu      sync.Mutex // held for changes, never while somebody is asked or something is signed
 	pending int        // requests on their way
+	erase   int        // collections still to be run, see sweep
 	closed  bool
 
-	wake chan struct{} // a certificate was added
+	wake chan struct{} // a certificate was added or has ended
 	stop chan struct{}
 	done chan struct{} // watch has returned
 }
@@ -208,11 +210,16 @@ func (m *Manager) keep(c *Certificate) error {
 	}
 	m.log.Info("session certificate", "serial", c.public.Serial, "key_id", c.public.KeyId, "ca", ssh.FingerprintSHA256(c.public.SignatureKey),
 		"principals", c.public.ValidPrincipals, "until", c.end.UTC(), "scope", c.spec.Scope.Limits())
+	m.rouse()
+	return nil
+}
+
+// rouse makes watch look at once.
+func (m *Manager) rouse() {
 	select {
 	case m.wake <- struct{}{}:
 	default: // it is about to look anyway
 	}
-	return nil
 }
 
 // keepLocked is keep up to the lock's release.
@@ -265,6 +272,12 @@ func (m *Manager) remove(match func(*Certificate) bool, why error, words string)
 // gone ends a certificate that is no longer among the current ones.
 func (m *Manager) gone(c *Certificate, why error, words string) {
 	c.finish(why)
+	if erases {
+		m.mu.Lock()
+		m.erase = collections
+		m.mu.Unlock()
+		m.rouse()
+	}
 	m.log.Info("session certificate has ended", "serial", c.public.Serial, "key_id", c.public.KeyId, "reason", words)
 }
 
@@ -328,9 +341,13 @@ func (m *Manager) watch() {
 	for {
 		m.expire()
 		m.reap()
+		again := m.sweep()
 		var timer <-chan time.Time
-		if s := m.current.Load(); len(s.certs) > 0 {
+		switch s := m.current.Load(); {
+		case len(s.certs) > 0:
 			timer = time.After(s.next(m.clock.Wall(), m.clock.Boot()))
+		case again:
+			timer = time.After(checkEvery)
 		}
 		select {
 		case <-m.stop:
@@ -339,6 +356,26 @@ func (m *Manager) watch() {
 		case <-timer:
 		}
 	}
+}
+
+// collections is how often the garbage collector has to run until nothing of a key is left: the key is found unused, then
+// the copy in crypto/ecdsa's cache, and once more for a signature that was under way.
+const collections = 3
+
+// sweep runs the garbage collector after a certificate has ended, if that is what overwrites memory (secretly); Go runs it by
+// itself every two minutes only. It reports whether it has to run again, after a while.
+func (m *Manager) sweep() bool {
+	m.mu.Lock()
+	due := m.erase > 0
+	if due {
+		m.erase--
+	}
+	again := m.erase > 0
+	m.mu.Unlock()
+	if due {
+		runtime.GC()
+	}
+	return again
 }
 
 // reap removes the certificates of jobs that have ended: nothing descends from them.
