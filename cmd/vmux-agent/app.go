@@ -14,8 +14,10 @@ import (
 
 	"vmux.app/toolkit/internal/agent"
 	"vmux.app/toolkit/internal/cli"
+	"vmux.app/toolkit/internal/control"
 	"vmux.app/toolkit/internal/phone"
 	"vmux.app/toolkit/internal/process"
+	"vmux.app/toolkit/internal/session"
 	"vmux.app/toolkit/internal/store"
 	"vmux.app/toolkit/internal/transport"
 	"vmux.app/toolkit/internal/transport/lan"
@@ -73,19 +75,31 @@ func run(c *cli.Context) error {
 	if err != nil {
 		log.Warn("own path unknown, so that no command of vmux can ask anything", "reason", err)
 	}
+	name, err := loginName()
+	if err != nil {
+		return err
+	}
+	sessions := session.New(session.Options{Authority: authority{phones}, Log: log,
+		MinValidity: config.Certificate.MinValidity, MaxValidity: config.Certificate.MaxValidity})
+	defer sessions.Close()
+	sweepJobs(log)
 	started := time.Now()
 	var server *agent.Server
+	certs := &certificates{sessions: sessions, phones: phones, config: config, user: name, log: log,
+		locked: func() bool { return server.Locked() }}
+	defer certs.jobs.Wait()
+	extensions := certs.extensions()
+	extensions[control.Status] = func(context.Context, agent.Peer, []byte) (any, error) {
+		return control.StatusResult{Version: cli.Version(), PID: os.Getpid(), Started: started.UTC().Truncate(time.Second),
+			Locked: server.Locked(), Connections: server.Connections(), Certificates: len(sessions.Current()), Phones: phones.Status()}, nil
+	}
 	server = agent.New(agent.Options{
-		Signer:         &signer{phones: phones},
+		Signer:         &signer{sessions: sessions, phones: phones},
 		Policy:         policy(config.Policy),
 		Log:            log,
 		SelfExecutable: self,
-		Extensions: map[string]agent.Extension{
-			"status": func(context.Context, agent.Peer, []byte) (any, error) {
-				return status{cli.Version(), os.Getpid(), started.UTC().Truncate(time.Second), server.Locked(), server.Connections(), phones.Status()}, nil
-			},
-			"reload": func(context.Context, agent.Peer, []byte) (any, error) { return nil, phones.Reload() },
-		},
+		Extensions:     extensions,
+		Kind:           cli.Kind,
 	})
 	for _, l := range listeners {
 		log.Info("serving", "socket", l.Addr().String(), "version", cli.Version(), "pid", os.Getpid())
@@ -94,16 +108,6 @@ func run(c *cli.Context) error {
 		}
 	}
 	return serveAll(c.Context, server, listeners)
-}
-
-// status is what status@vmux.app answers.
-type status struct {
-	Version     string         `json:"version"`
-	PID         int            `json:"pid"`
-	Started     time.Time      `json:"started"`
-	Locked      bool           `json:"locked"`
-	Connections int            `json:"connections"`
-	Phones      []phone.Status `json:"phones"`
 }
 
 // listen gives the sockets that the service manager passed, or else our own.

@@ -6,6 +6,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"slices"
 	"strings"
 	"sync/atomic"
 
@@ -13,53 +15,103 @@ import (
 
 	"vmux.app/toolkit/internal/agent"
 	"vmux.app/toolkit/internal/envelope"
+	"vmux.app/toolkit/internal/knownhosts"
 	"vmux.app/toolkit/internal/phone"
+	"vmux.app/toolkit/internal/session"
+	"vmux.app/toolkit/internal/signed"
 )
 
-// signer joins the socket's side to the phones.
+// signer joins the socket's side to the session certificates and the phones.
 type signer struct {
-	phones *phone.Set
-	last   atomic.Pointer[converted]
+	sessions *session.Manager
+	phones   *phone.Set
+	all      listing // of Keys(nil)
+	listed   listing // of Keys of somebody
 }
 
-// converted keeps the result of Keys, which stays the same while the phones' does.
-type converted struct {
-	cached []phone.Key
+// Keys implements agent.Signer: certificates first, then the phones' cached
+// keys.
+func (s *signer) Keys(l *agent.Lister) []agent.Key {
+	if l == nil {
+		return s.all.of(s.sessions.Current(), s.phones.Keys())
+	}
+	return s.listed.of(s.sessions.For(lister(l)), s.phones.Keys())
+}
+
+func lister(l *agent.Lister) session.Lister {
+	return session.Lister{HostKey: l.HostKey, Bound: l.Bound, Forwarded: l.Forwarded, PID: l.Peer.PID, Alive: l.Peer.Alive}
+}
+
+// listing keeps one result of Keys, which is the same slice while what it is
+// made of is.
+type listing struct {
+	last atomic.Pointer[listed]
+}
+
+type listed struct {
+	certs  []*session.Certificate
+	phones []phone.Key
 	keys   []agent.Key
 }
 
-// Keys implements agent.Signer from the phones' caches.
-func (s *signer) Keys() []agent.Key {
-	cached := s.phones.Keys()
-	if len(cached) == 0 {
-		return nil
-	}
-	if last := s.last.Load(); last != nil && &last.cached[0] == &cached[0] {
+func (l *listing) of(certs []*session.Certificate, phones []phone.Key) []agent.Key {
+	if last := l.last.Load(); last != nil && same(last.certs, certs) && same(last.phones, phones) {
 		return last.keys
 	}
-	keys := make([]agent.Key, len(cached))
-	for i, k := range cached {
-		keys[i] = agent.Key{Public: k.Public, Comment: k.Comment}
+	keys := make([]agent.Key, 0, len(certs)+len(phones))
+	for _, c := range certs {
+		keys = append(keys, agent.Key{Public: c.Public(), Comment: c.Info().KeyID, Local: true})
 	}
-	s.last.Store(&converted{cached, keys})
+	for _, k := range phones {
+		keys = append(keys, agent.Key{Public: k.Public, Comment: k.Comment})
+	}
+	l.last.Store(&listed{certs, phones, keys})
 	return keys
 }
 
-// Sign implements agent.Signer by asking the phone that has the key.
+// same says whether two slices that are never changed are one.
+func same[T any](a, b []T) bool {
+	return len(a) == len(b) && (len(a) == 0 || &a[0] == &b[0])
+}
+
+// Sign implements agent.Signer: with a certificate here, with another key by
+// asking the phone that has it.
 func (s *signer) Sign(ctx context.Context, r agent.Request) (*ssh.Signature, error) {
+	if r.Key.Local {
+		return signLocal(s.sessions.Current(), r)
+	}
 	blob, err := s.phones.Sign(ctx, envelope.SignRequest{
 		PublicKeyBlob: r.Key.Public.Marshal(),
 		Data:          r.Data,
 		Flags:         r.Flags,
-		Context:       claims(r),
+		Context:       claims(r.Peer, r.Meaning.Kind.String(), destination(r)),
 	})
-	if errors.Is(err, phone.ErrDenied) {
+	switch {
+	case errors.Is(err, phone.ErrDenied):
 		return nil, fmt.Errorf("%w: %w", agent.ErrDenied, err)
-	}
-	if err != nil {
+	case errors.Is(err, phone.ErrTimeout):
+		return nil, fmt.Errorf("%w: %w", agent.ErrUnanswered, err)
+	case err != nil:
 		return nil, err
 	}
 	return parseSignature(blob)
+}
+
+// signLocal signs with the one of certs that was asked for.
+func signLocal(certs []*session.Certificate, r agent.Request) (*ssh.Signature, error) {
+	i := slices.IndexFunc(certs, func(c *session.Certificate) bool { return c.Public() == r.Key.Public })
+	if i < 0 {
+		return nil, session.ErrDropped // since it was listed
+	}
+	return certs[i].Sign(session.Use{
+		Data:      r.Data,
+		Login:     r.Meaning.Kind == signed.Login,
+		HostKey:   r.HostKey,
+		Bound:     r.Bound,
+		Forwarded: r.Forwarded,
+		PID:       r.Peer.PID,
+		Alive:     r.Peer.Alive,
+	})
 }
 
 // parseSignature reads a signature that came from the phone, strictly.
@@ -74,23 +126,45 @@ func parseSignature(blob []byte) (*ssh.Signature, error) {
 	return &ssh.Signature{Format: s.Format, Blob: s.Blob}, nil
 }
 
-// claims is what this device says about a request. The binds prove themselves;
-// the rest the phone shows as claimed.
-func claims(r agent.Request) envelope.Context {
-	c := envelope.Context{Operation: r.Meaning.Kind.String()}
-	if len(r.Binds) > 0 || r.Forwarded {
-		d := &envelope.Destination{Forwarded: r.Forwarded}
-		for _, b := range r.Binds {
-			d.Binds = append(d.Binds, envelope.Bind{HostKey: b.HostKey, SessionID: b.SessionID, Signature: b.Signature, Forwarding: b.Forwarding})
-		}
-		c.Destination = d
+// destination hands the connection's binds on, which prove themselves.
+func destination(r agent.Request) *envelope.Destination {
+	if len(r.Binds) == 0 && !r.Forwarded && r.Meaning.HostKey == nil {
+		return nil
 	}
-	if chain, err := r.Peer.Chain(); err == nil {
+	d := &envelope.Destination{Forwarded: r.Forwarded, HostNames: hostNames(r)}
+	for _, b := range r.Binds {
+		d.Binds = append(d.Binds, envelope.Bind{HostKey: b.HostKey, SessionID: b.SessionID, Signature: b.Signature, Forwarding: b.Forwarding})
+	}
+	return d
+}
+
+// hostNames gives the names that known_hosts has for the host that is logged in
+// to.
+func hostNames(r agent.Request) []string {
+	blob := r.Meaning.HostKey
+	if blob == nil {
+		blob = r.HostKey
+	}
+	key, err := ssh.ParsePublicKey(blob)
+	if err != nil {
+		return nil
+	}
+	names := knownhosts.Names(knownhosts.Files(os.Getenv("HOME")), key)
+	for i, n := range names {
+		names[i] = fit(n, envelope.MaxText)
+	}
+	return names
+}
+
+// claims is what this device says about a request, beside what proves itself.
+func claims(peer agent.Peer, operation string, d *envelope.Destination) envelope.Context {
+	c := envelope.Context{Operation: operation, Destination: d}
+	if chain, err := peer.Chain(); err == nil {
 		for _, p := range chain[:min(len(chain), envelope.MaxProcesses)] {
 			c.Processes = append(c.Processes, envelope.Process{PID: p.PID, Executable: fit(p.Executable, envelope.MaxPath)})
 		}
 	}
-	if dir, err := r.Peer.WorkingDirectory(); err == nil {
+	if dir, err := peer.WorkingDirectory(); err == nil {
 		c.WorkingDirectory = fit(dir, envelope.MaxPath)
 	}
 	return c

@@ -32,21 +32,38 @@ const (
 	acceptPauseLast  = time.Second
 )
 
-// ErrDenied is wrapped by what Signer.Sign returns when the owner said no. Such a refusal sticks: for a while no
-// further request for the same session, or for the same data, is asked.
-var ErrDenied = errors.New("denied by the owner")
+var (
+	// ErrDenied is wrapped by what Signer.Sign returns when the owner said no. Such a refusal sticks: for a while no
+	// further request for the same session, or for the same data, is asked.
+	ErrDenied = errors.New("denied by the owner")
+	// ErrUnanswered is wrapped when the owner said nothing in time. For a login that sticks as well: a client that
+	// goes on with its next key asks somebody who is not there.
+	ErrUnanswered = errors.New("the owner did not answer")
+)
 
 // Key is a key that the agent offers.
 type Key struct {
 	Public  ssh.PublicKey // a certificate stands for itself and for its bare key
 	Comment string
+	// Local says that Sign makes the signature in this process: at once, asking nobody, and with no need to be
+	// verified.
+	Local bool
+}
+
+// Lister is who lists, as far as the agent knows.
+type Lister struct {
+	Peer      Peer
+	HostKey   []byte // of the last bind, if that is not for forwarding: where a login would go; nil if unknown
+	Bound     bool   // a session bind was tried on the connection
+	Forwarded bool   // comes from the far side of an agent forwarding, or may
 }
 
 // Signer holds the keys.
 type Signer interface {
-	// Keys gives what to list, in order, from a cache: it is called for every listing and must not block. The
-	// slice is never changed afterwards, by either side: other keys come in another slice.
-	Keys() []Key
+	// Keys gives what to list for l, in order, from a cache: it is called for every listing and must not block.
+	// When l is nil it gives all keys that a request may name. The slice is never changed afterwards, by either
+	// side: other keys come in another slice.
+	Keys(l *Lister) []Key
 	// Sign asks the owner and signs r.Data with r.Key, in the format that signed.SignatureAlgorithm gives for
 	// r.Key.Public and r.Flags. It is called from many connections at once. ctx ends when the client hangs up;
 	// Sign then returns soon.
@@ -61,6 +78,7 @@ type Request struct {
 	Meaning signed.Meaning
 
 	Binds     []signed.Bind // the connection's, verified, in order
+	Bound     bool          // a session bind was tried on the connection
 	Forwarded bool          // comes from the far side of an agent forwarding, or may
 	// HostKey is the host key that the connection's binds give for this login's session, nil if none does: the
 	// destination is then unverified. A local client that lies can bind any key to its session, unless

@@ -67,7 +67,7 @@ func BenchmarkSign(b *testing.B) {
 	for _, n := range []int{1, 16, 256} {
 		b.Run(fmt.Sprint(n), func(b *testing.B) {
 			benchmark(b, n, func(r *rig) []byte {
-				return signMessage(r.signer.Keys()[1].Public, sshsigData("file"), 0)
+				return signMessage(r.signer.Keys(nil)[1].Public, sshsigData("file"), 0)
 			}, msgSignResponse)
 		})
 	}

@@ -175,7 +175,7 @@ func TestRequestRules(t *testing.T) {
 					return tt.program, nil
 				}
 			})
-			key := r.signer.Keys()[0]
+			key := r.signer.Keys(nil)[0]
 			c := r.dial()
 			for _, b := range tt.binds {
 				c.bind(b)

@@ -154,7 +154,11 @@ func (c *conn) list(reply []byte) []byte {
 	if c.server.lock.locked.Load() {
 		return append(reply, msgIdentitiesAnswer, 0, 0, 0, 0)
 	}
-	return append(reply, c.server.listing(c.server.signer.Keys())...)
+	l := Lister{Peer: c.peer, Bound: c.binds.bound(), Forwarded: c.binds.forwarded(c.peer.isSSH)}
+	if last, ok := c.binds.last(); ok && !last.Forwarding && !c.binds.failed {
+		l.HostKey = last.HostKey
+	}
+	return append(reply, c.server.listing(c.server.signer.Keys(&l))...)
 }
 
 // listing is an answer to a listing, kept because encoding a key takes longer than the rest.

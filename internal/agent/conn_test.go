@@ -175,7 +175,7 @@ func TestListingsDoNotWaitForAPrompt(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
 	started, release, _ := r.pending()
-	ed := r.signer.Keys()[0].Public
+	ed := r.signer.Keys(nil)[0].Public
 	waiting := r.dial()
 	waiting.send(frame(signMessage(ed, sshsigData("file"), 0)...))
 	await(t, started)
@@ -205,7 +205,7 @@ func TestHangUpCancels(t *testing.T) {
 			r := newRig(t)
 			started, _, ended := r.pending()
 			c := r.dial()
-			c.send(append(frame(signMessage(r.signer.Keys()[0].Public, sshsigData("file"), 0)...), more...))
+			c.send(append(frame(signMessage(r.signer.Keys(nil)[0].Public, sshsigData("file"), 0)...), more...))
 			await(t, started)
 			began := time.Now()
 			c.Close()
@@ -231,7 +231,7 @@ func TestServeEnds(t *testing.T) {
 	started, _, ended := r.pending()
 	idle, half, waiting := r.dial(), r.dial(), r.dial()
 	half.send([]byte{0, 0})
-	waiting.send(frame(signMessage(r.signer.Keys()[0].Public, sshsigData("file"), 0)...))
+	waiting.send(frame(signMessage(r.signer.Keys(nil)[0].Public, sshsigData("file"), 0)...))
 	await(t, started)
 	r.stop()
 	await(t, ended)
@@ -244,7 +244,7 @@ func TestPipelinedAnswersKeepTheirOrder(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
 	started, release, _ := r.pending()
-	ed := r.signer.Keys()[0].Public
+	ed := r.signer.Keys(nil)[0].Public
 	c := r.dial()
 	var all, want []byte
 	for i := range 32 {
@@ -290,7 +290,7 @@ func TestReadAheadSparesTheRequest(t *testing.T) {
 	c := &conn{server: r.server, ctx: ctx, cancel: cancel, raw: end, in: frames{conn: end}}
 	done := make(chan error, 1)
 	go func() { done <- c.loop() }()
-	ed, data := r.signer.Keys()[0].Public, sshsigData("file")
+	ed, data := r.signer.Keys(nil)[0].Public, sshsigData("file")
 	client.Write(frame(signMessage(ed, data, 0)...))
 	await(t, started)
 	for range 10 {
@@ -321,7 +321,7 @@ func TestReadAheadIsBounded(t *testing.T) {
 	r := newRig(t)
 	started, release, _ := r.pending()
 	c := r.dial()
-	c.send(frame(signMessage(r.signer.Keys()[0].Public, sshsigData("file"), 0)...))
+	c.send(frame(signMessage(r.signer.Keys(nil)[0].Public, sshsigData("file"), 0)...))
 	await(t, started)
 	big := make([]byte, 200<<10)
 	big[0] = 200
@@ -353,7 +353,7 @@ func TestReadAheadIsBounded(t *testing.T) {
 func TestPanicClosesOneConnection(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
-	ed := r.signer.Keys()[0].Public
+	ed := r.signer.Keys(nil)[0].Public
 	r.signer.owner(func(context.Context, Request) error { panic("broken signer") })
 	other := r.dial()
 	c := r.dial()
@@ -454,7 +454,7 @@ func TestListFollowsKeys(t *testing.T) {
 		defer r.signer.mu.Unlock()
 		r.signer.keys = keys
 	}
-	a, b := r.signer.Keys()[0], r.signer.Keys()[1]
+	a, b := r.signer.Keys(nil)[0], r.signer.Keys(nil)[1]
 	for _, keys := range [][]Key{{a, b}, {b, a}, {a}, nil, {b}, {}} {
 		set(keys)
 		var want []string

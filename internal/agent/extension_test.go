@@ -190,7 +190,7 @@ func TestOwnProcess(t *testing.T) {
 		if err := Ask(t.Context(), r.socket, "reload", nil, nil); !errors.Is(err, tt.want) {
 			t.Errorf("%q: %v, want %v", tt.self, err, tt.want)
 		}
-		if _, err := r.client().Sign(r.signer.Keys()[0].Public, sshsigData("file")); err != nil {
+		if _, err := r.client().Sign(r.signer.Keys(nil)[0].Public, sshsigData("file")); err != nil {
 			t.Fatal(err)
 		}
 		peer := r.signer.requests()[0].Peer

@@ -14,7 +14,7 @@ import (
 func TestLock(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
-	client, ed := r.client(), r.signer.Keys()[0].Public
+	client, ed := r.client(), r.signer.Keys(nil)[0].Public
 	must := func(err error) {
 		t.Helper()
 		if err != nil {
@@ -74,7 +74,7 @@ func TestLockDuringPrompt(t *testing.T) {
 	r := newRig(t)
 	started, release, _ := r.pending()
 	c := r.dial()
-	c.send(frame(signMessage(r.signer.Keys()[0].Public, sshsigData("file"), 0)...))
+	c.send(frame(signMessage(r.signer.Keys(nil)[0].Public, sshsigData("file"), 0)...))
 	await(t, started)
 	if err := r.client().Lock([]byte("secret")); err != nil {
 		t.Fatal(err)

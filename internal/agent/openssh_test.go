@@ -74,7 +74,7 @@ func TestSSHAdd(t *testing.T) {
 			t.Errorf("ssh-add %s: exit %d, want %d with %q:\n%s", args, got, code, text, out)
 		}
 	}
-	ed := r.signer.Keys()[0]
+	ed := r.signer.Keys(nil)[0]
 	line := strings.TrimSpace(string(ssh.MarshalAuthorizedKey(ed.Public)))
 	public := write(t, filepath.Join(dir, "id.pub"), line+"\n", 0o600)
 	expect(0, ssh.FingerprintSHA256(ed.Public)+" ed@phone (ED25519)", nil, "-l")
@@ -138,7 +138,7 @@ func (r *rig) newHost(t *testing.T, name string) host {
 	signer, private := mustEd25519(t)
 	h.key = signer.PublicKey()
 	var trusted bytes.Buffer
-	for _, k := range r.signer.Keys() {
+	for _, k := range r.signer.Keys(nil) {
 		trusted.Write(ssh.MarshalAuthorizedKey(k.Public))
 	}
 	path := func(name string) string { return filepath.Join(dir, name) }
@@ -220,7 +220,7 @@ func TestSSHForwarding(t *testing.T) {
 		t.Errorf("second login: forwarded %v, %d binds, host key %x", hop.Forwarded, len(hop.Binds), hop.HostKey)
 	}
 
-	public := write(t, filepath.Join(t.TempDir(), "id.pub"), string(ssh.MarshalAuthorizedKey(r.signer.Keys()[0].Public)), 0o600)
+	public := write(t, filepath.Join(t.TempDir(), "id.pub"), string(ssh.MarshalAuthorizedKey(r.signer.Keys(nil)[0].Public)), 0o600)
 	far = "echo text | " + keygen + " -Y sign -n file -f " + public
 	sign := append([]string{"-A"}, first.args(t, far)...)
 	if out, code := r.run(nil, client, sign...); code != 0 || !strings.Contains(out, "BEGIN SSH SIGNATURE") {

@@ -58,7 +58,7 @@ func about[T any](p Peer, read func(pid int) (T, error)) (T, error) {
 		return none, ErrPeerGone
 	}
 	answer, err := read(p.PID)
-	if !p.alive() {
+	if !p.Alive() {
 		return none, ErrPeerGone
 	}
 	return answer, err

@@ -4,9 +4,9 @@ package agent
 
 import "vmux.app/toolkit/internal/process"
 
-// alive reports whether the process that connected still runs. There are no pidfds: a process that started after the
+// Alive reports whether the process that connected still runs. There are no pidfds: a process that started after the
 // connection was accepted is another one with the same pid.
-func (p Peer) alive() bool {
+func (p Peer) Alive() bool {
 	if !p.sock.Alive() {
 		return false
 	}

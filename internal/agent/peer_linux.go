@@ -2,5 +2,5 @@
 
 package agent
 
-// alive reports whether the process that connected still runs, by its pidfd.
-func (p Peer) alive() bool { return p.sock.Alive() }
+// Alive reports whether the process that connected still runs, by its pidfd.
+func (p Peer) Alive() bool { return p.sock.Alive() }

@@ -50,7 +50,7 @@ func (m *memory) add(s ssh.Signer, comment string) Key {
 	return k
 }
 
-func (m *memory) Keys() []Key {
+func (m *memory) Keys(*Lister) []Key {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.keys

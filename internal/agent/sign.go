@@ -52,6 +52,7 @@ func (c *conn) decide(r *Request, body []byte) (*ssh.Signature, error) {
 		return nil, refusal(fmt.Sprintf("data begins like %s and is not: %v", r.Meaning.Like, r.Meaning.Why))
 	}
 	r.Binds = slices.Clone(c.binds.list)
+	r.Bound = c.binds.bound()
 	r.Forwarded = c.binds.forwarded(c.peer.isSSH)
 	if r.Meaning.Kind == signed.Login {
 		if r.HostKey, err = c.binds.login(r.Meaning, r.Forwarded); err != nil {
@@ -61,15 +62,18 @@ func (c *conn) decide(r *Request, body []byte) (*ssh.Signature, error) {
 	if reason := s.policy.Load().refuses(r.Meaning.Kind, r.Forwarded); reason != "" {
 		return nil, refusal(reason)
 	}
+	if r.Key.Local {
+		return s.signer.Sign(c.ctx, *r)
+	}
 	about := subjectOf(r.Meaning, r.Data)
 	if s.refusals.has(about, s.now()) {
-		return nil, refusal("the owner has denied this already")
+		return nil, refusal("the owner has denied this already, or has not answered")
 	}
 
 	var sig *ssh.Signature
 	c.wait(func() { sig, err = s.signer.Sign(c.ctx, *r) })
 	if err != nil {
-		if errors.Is(err, ErrDenied) {
+		if errors.Is(err, ErrDenied) || errors.Is(err, ErrUnanswered) && r.Meaning.Kind == signed.Login {
 			s.refusals.add(about, s.now())
 		}
 		return nil, err
@@ -93,7 +97,7 @@ func (c *conn) parseSignRequest(r *Request, body []byte) (asked ssh.PublicKey, e
 	}
 	r.Data = data
 	r.Meaning = signed.Parse(r.Data)
-	keys := c.server.signer.Keys()
+	keys := c.server.signer.Keys(nil)
 	for _, k := range keys {
 		if bytes.Equal(k.Public.Marshal(), blob) {
 			r.Key = k

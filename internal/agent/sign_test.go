@@ -71,7 +71,7 @@ func TestSignRefusals(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
 	stranger := newEd25519(t).PublicKey()
-	ed, second := r.signer.Keys()[0].Public, r.signer.add(newEd25519(t), "second@phone").Public
+	ed, second := r.signer.Keys(nil)[0].Public, r.signer.add(newEd25519(t), "second@phone").Public
 	good := loginData(ed, sidA, nil)
 	for _, tt := range []struct {
 		name, reason string
@@ -142,7 +142,7 @@ func TestPolicy(t *testing.T) {
 func TestSetPolicyTakesEffectAtOnce(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
-	c, ed := r.dial(), r.signer.Keys()[0].Public
+	c, ed := r.dial(), r.signer.Keys(nil)[0].Public
 	opaque := signMessage(ed, []byte("anything"), 0)
 	for i, want := range []byte{msgFailure, msgSignResponse, msgFailure} {
 		if i == 1 {
@@ -204,7 +204,7 @@ func TestBadSignaturesGoNowhere(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
 	other := newEd25519(t)
-	ed := r.signer.Keys()[0].Public
+	ed := r.signer.Keys(nil)[0].Public
 	data := sshsigData("file")
 	for name, change := range map[string]func(*ssh.Signature) *ssh.Signature{
 		"none":         func(*ssh.Signature) *ssh.Signature { return nil },
@@ -256,7 +256,7 @@ func TestRefusalSticks(t *testing.T) {
 		}
 		return nil
 	})
-	ed, p256 := r.signer.Keys()[0].Public, r.signer.Keys()[1].Public
+	ed, p256 := r.signer.Keys(nil)[0].Public, r.signer.Keys(nil)[1].Public
 	step := func(name string, want byte, asked int, msg []byte) {
 		t.Helper()
 		before := len(r.signer.requests())
@@ -288,6 +288,12 @@ func TestRefusalSticks(t *testing.T) {
 	r.signer.owner(func(context.Context, Request) error { return errors.New("out of reach") })
 	step("another failure", msgFailure, 1, signMessage(ed, loginData(ed, "c", nil), 0))
 	step("another failure does not stick", msgFailure, 1, signMessage(ed, loginData(ed, "c", nil), 0))
+
+	r.signer.owner(func(context.Context, Request) error { return fmt.Errorf("phone: %w", ErrUnanswered) })
+	step("no answer", msgFailure, 1, signMessage(ed, loginData(ed, "d", nil), 0))
+	step("no answer for the session", msgFailure, 0, signMessage(p256, loginData(p256, "d", nil), 0))
+	step("no answer for a file", msgFailure, 1, signMessage(ed, sshsigData("later"), 0))
+	step("which is asked again", msgFailure, 1, signMessage(ed, sshsigData("later"), 0))
 }
 
 func TestRefusalsAreBounded(t *testing.T) {
@@ -315,7 +321,7 @@ func TestDecisionLog(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
 	host := newEd25519(t)
-	c, ed := r.dial(), r.signer.Keys()[0].Public
+	c, ed := r.dial(), r.signer.Keys(nil)[0].Public
 	sid := "\x01\x02secret-session-id-of-32-bytes!!"
 	c.bind(bindOf(t, host, sid, false))
 	data := loginData(ed, sid, host.PublicKey())
@@ -348,7 +354,7 @@ func TestDecisionLog(t *testing.T) {
 func TestThreat_N06_AgentRefuses(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
-	ed := r.signer.Keys()[0].Public
+	ed := r.signer.Keys(nil)[0].Public
 	cert := ssh.Certificate{Nonce: make([]byte, 32), Key: newP256(t).PublicKey(), CertType: ssh.UserCert, KeyId: "id",
 		ValidPrincipals: []string{"u"}, ValidBefore: 1e9, SignatureKey: ed}
 	body := cert.Marshal()

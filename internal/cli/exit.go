@@ -6,13 +6,16 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 
 	"vmux.app/toolkit/internal/agent"
 	"vmux.app/toolkit/internal/pairing"
 	"vmux.app/toolkit/internal/phone"
+	"vmux.app/toolkit/internal/session"
 	"vmux.app/toolkit/internal/signer"
 	"vmux.app/toolkit/internal/store"
 	"vmux.app/toolkit/internal/transport"
@@ -132,7 +135,7 @@ func advice() []row {
 			return "choose a shorter path, as in --socket ~/.ssh/vmux-agent.sock"
 		}),
 		as(ExitFailed, func(e *unixsock.DirError) string {
-			if e.Mode.IsDir() && int(e.Owner) == os.Geteuid() {
+			if e.Mode.IsDir() && int(e.Owner) == os.Geteuid() && e.Mode&fs.ModeSticky == 0 && inHome(e.Path) {
 				return "look whether its files are yours, then: chmod 700 " + quote(e.Path)
 			}
 			return "choose a path in a directory of your own, as in --socket ~/.ssh/vmux-agent.sock"
@@ -168,6 +171,15 @@ func advice() []row {
 		is(phone.ErrLost, ExitUnreachable, "bring the phone back into this network, then try again"),
 		is(phone.ErrUnreachable, ExitUnreachable, "wake the phone and look that both are in the same network, or pair again with its address: vmux-pair --address HOST:PORT"),
 		is(phone.ErrFailed, ExitFailed, "look at the phone's log; vmux-signer writes it to standard error"),
+
+		is(phone.ErrNoCA, ExitFailed, "pair again with a phone that has one: vmux-pair"),
+		is(phone.ErrWhichPhone, ExitUsage, "name an identity of the one you mean: vmux-cert --identity LABEL"),
+		is(phone.ErrNoIdentity, ExitUsage, "see the identities: vmux-pair --list"),
+
+		// session
+		is(errMismatch, ExitFailed, "do not trust the phone before you know why; its log has the request"),
+		is(errRequest, ExitUsage, "see the limits: vmux-cert --help, and vmux.toml(5)"),
+		is(session.ErrTooMany, ExitFailed, "end some: vmux-cert list, then vmux-cert drop SERIAL"),
 
 		// transport
 		is(transport.ErrWrongPeer, ExitUnreachable, "check the address; a phone that was set up anew must be paired again: vmux-pair"),
@@ -223,6 +235,47 @@ func advice() []row {
 	}
 }
 
+// inHome says whether a directory is below the user's home, where its mode is the user's business alone.
+func inHome(path string) bool {
+	rel, err := filepath.Rel(os.Getenv("HOME"), path)
+	return err == nil && rel != ".." && !strings.HasPrefix(rel, "../")
+}
+
+// kinds names errors on the agent's socket, where only text goes along with them.
+var kinds = []struct {
+	name string
+	err  error
+}{
+	{"not-paired", phone.ErrNotPaired}, {"forgotten", phone.ErrForgotten}, {"denied", phone.ErrDenied},
+	{"timeout", phone.ErrTimeout}, {"expired", phone.ErrExpired}, {"locked", phone.ErrLocked},
+	{"unknown-key", phone.ErrUnknownKey}, {"too-many", phone.ErrTooMany}, {"lost", phone.ErrLost},
+	{"unreachable", phone.ErrUnreachable}, {"no-ca", phone.ErrNoCA}, {"which-phone", phone.ErrWhichPhone},
+	{"no-identity", phone.ErrNoIdentity}, {"failed", phone.ErrFailed},
+	{"mismatch", errMismatch}, {"request", errRequest}, {"certificates", session.ErrTooMany},
+}
+
+// Stand-ins for types of errors.
+var (
+	errMismatch = errors.New("not the certificate that was asked for")
+	errRequest  = errors.New("not a request for a certificate")
+)
+
+// Kind names the kind of an error for agent.Options.
+func Kind(err error) string {
+	if _, ok := errors.AsType[*session.MismatchError](err); ok {
+		err = errMismatch
+	}
+	if _, ok := errors.AsType[*session.SpecError](err); ok {
+		err = errRequest
+	}
+	for _, k := range kinds {
+		if errors.Is(err, k.err) {
+			return k.name
+		}
+	}
+	return ""
+}
+
 // Advice returns the exit status and the hint that belong to an error. For an error that no row matches the hint
 // is empty.
 func Advice(err error) (exit int, hint string) {
@@ -234,6 +287,13 @@ func Advice(err error) (exit int, hint string) {
 	}
 	if u, ok := errors.AsType[*UsageError](err); ok {
 		return ExitUsage, u.Hint
+	}
+	if a, ok := errors.AsType[*agent.AnswerError](err); ok {
+		for _, k := range kinds {
+			if a.Kind == k.name {
+				err = k.err
+			}
+		}
 	}
 	for _, r := range advice() {
 		if hint, ok := r.hint(err); ok {

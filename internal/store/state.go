@@ -44,7 +44,7 @@ type Phone struct {
 	Pin  string // "SHA256:" and base64 of the certificate's SPKI digest; unique
 
 	Address      string // last known host:port, empty if none
-	FixedAddress string // host:port that the user gave and that is dialled instead of looking for the phone
+	FixedAddress string // host:port that the user gave and that is dialled first
 	Instance     string // DNS-SD instance name, a hint only
 
 	PairedAt time.Time
