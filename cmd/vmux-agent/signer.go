@@ -88,14 +88,23 @@ func (s *signer) Sign(ctx context.Context, r agent.Request) (*ssh.Signature, err
 	})
 	switch {
 	case errors.Is(err, phone.ErrDenied):
-		return nil, fmt.Errorf("%w: %w", agent.ErrDenied, err)
+		return nil, sticks{err, agent.ErrDenied}
 	case errors.Is(err, phone.ErrTimeout):
-		return nil, fmt.Errorf("%w: %w", agent.ErrUnanswered, err)
+		return nil, sticks{err, agent.ErrUnanswered}
 	case err != nil:
 		return nil, err
 	}
 	return parseSignature(blob)
 }
+
+// sticks is a phone's error that the agent knows as one of its own.
+type sticks struct {
+	error
+	as error
+}
+
+func (s sticks) Is(target error) bool { return target == s.as }
+func (s sticks) Unwrap() error        { return s.error }
 
 // signLocal signs with the one of certs that was asked for.
 func signLocal(certs []*session.Certificate, r agent.Request) (*ssh.Signature, error) {

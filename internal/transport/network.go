@@ -45,7 +45,7 @@ const (
 )
 
 // ErrNobody says that no candidate was found, or none of them was the one.
-var ErrNobody = errors.New("not found")
+var ErrNobody = errors.New("no phone answered")
 
 // Race tries known candidates in their order, then those that arrive on found,
 // one of each source in turn and in no order that somebody else can choose,
