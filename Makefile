@@ -17,7 +17,7 @@ bashdir = $(DESTDIR)$(PREFIX)/share/bash-completion/completions
 zshdir = $(DESTDIR)$(PREFIX)/share/zsh/site-functions
 fishdir = $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d
 
-.PHONY: all build test check deps fmt fmt-check vet staticcheck tidy lint-man demo threats fuzz install uninstall clean
+.PHONY: all build test check deps fmt fmt-check vet staticcheck tidy lint-man demo threats bench fuzz install uninstall clean
 .NOTPARALLEL:
 
 all: build
@@ -67,6 +67,10 @@ demo: build
 # Each promise of vmux-security(7) with the result of its tests, TestThreat_ROW_….
 threats:
 	@$(GO) run ./internal/e2e/threats
+
+# vmux-agent beside OpenSSH's ssh-agent: rates, memory, start.
+bench: build
+	@$(GO) run ./internal/e2e/bench bin
 
 fuzz:
 	@set -e; grep -rE --include='*_test.go' '^func Fuzz[A-Za-z0-9_]*\(' . | \
