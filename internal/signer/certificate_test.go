@@ -20,6 +20,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -327,6 +328,13 @@ func TestThreat_C03_KeysThatAreNotCertified(t *testing.T) {
 	if err := s.reload(); err != nil {
 		t.Fatal(err)
 	}
+	long := ssh.Marshal(struct {
+		Name string
+		E, N []byte
+	}{ssh.KeyAlgoRSA, []byte{0, 1, 0, 1}, append([]byte{0, 0, 0x80}, append(make([]byte, 254), 1)...)})
+	if k, err := ssh.ParsePublicKey(long); err != nil || bytes.Equal(k.Marshal(), long) {
+		t.Fatalf("not another form of a key: %v", err)
+	}
 	// A modulus is not tested for being one.
 	modulus := func(bits uint) ssh.PublicKey {
 		n := new(big.Int).Lsh(big.NewInt(1), bits-1)
@@ -361,6 +369,7 @@ func TestThreat_C03_KeysThatAreNotCertified(t *testing.T) {
 		"RSA 16385":         {modulus(16385).Marshal(), envelope.CodeBadRequest, "cannot be read"},
 		"P-384":             {publicOf(t, p384.Public()).Marshal(), envelope.CodeDenied, "ecdsa-sha2-nistp384"},
 		"security key":      {sk, envelope.CodeDenied, "sk-ssh-ed25519@openssh.com"},
+		"another form":      {long, envelope.CodeBadRequest, "cannot be read"},
 		"trailing byte":     {append(slices.Clone(good), 0), envelope.CodeBadRequest, "cannot be read"},
 		"cut":               {good[:len(good)-1], envelope.CodeBadRequest, "cannot be read"},
 		"junk":              {[]byte("junk"), envelope.CodeBadRequest, "cannot be read"},
@@ -496,6 +505,23 @@ func TestThreat_C03_LateApproval(t *testing.T) {
 			})
 		})
 	}
+	// The timer does not run while the computer sleeps; the clock does.
+	t.Run("asleep", func(t *testing.T) {
+		t.Parallel()
+		a := newAnswers()
+		s := testServer(t, a)
+		var mu sync.Mutex
+		now := time.Now()
+		s.now = func() time.Time { mu.Lock(); defer mu.Unlock(); return now }
+		done := startCertificate(t.Context(), s, "a", usual(t))
+		q := <-a.asked
+		mu.Lock()
+		now = now.Add(Freshness + time.Second)
+		mu.Unlock()
+		q.reply <- nil
+		got := <-done
+		wantCertificate(t, got.payload, got.err, envelope.CodeExpired)
+	})
 	for want, answer := range map[envelope.Code]error{envelope.CodeDenied: ErrDenied, envelope.CodeInternal: ErrNoTerminal} {
 		a := newAnswers()
 		s := testServer(t, a)
