@@ -281,13 +281,13 @@ func (r *raw) offer(ctx context.Context, p *phone) (*transport.Conn, error) {
 }
 
 // pair pairs by the digits that code gives, or by the secret.
-func (r *raw) pair(ctx context.Context, p *phone, name string, secret []byte, code func() string) error {
+func (r *raw) pair(ctx context.Context, p *phone, name string, secret []byte, code func(context.Context) string) error {
 	c, err := r.offer(ctx, p)
 	if err != nil {
 		return err
 	}
 	_, err = pairing.Device(ctx, c, r.id.Pin(), pairing.DeviceOptions{Name: name, Secret: secret,
-		Code: func(context.Context, string) (string, error) { return code(), nil }})
+		Code: func(ctx context.Context, _ string) (string, error) { return code(ctx), nil }})
 	return err
 }
 
@@ -390,7 +390,7 @@ func TestPairByDigitsFails(t *testing.T) {
 			user.Type("\x03")
 			user.fails(130, "interrupted", "")
 			owner.Expect("withdrawn")
-			owner.fails(1, "declined", again)
+			owner.fails(1, "the other end stopped", again)
 		}},
 		{"Ctrl-C while the owner decides", func(owner, user *console, code string) {
 			user.Type(code + "\n")
@@ -409,14 +409,14 @@ func TestPairByDigitsFails(t *testing.T) {
 		{"Ctrl-C at the phone", func(owner, user *console, code string) {
 			owner.Type("\x03")
 			owner.fails(130, "interrupted", "")
-			user.fails(5, "the pairing was declined", "vmux-pair")
+			user.fails(1, "the other end stopped", "")
 		}},
 		{"Ctrl-C at the phone after the digits", func(owner, user *console, code string) {
 			user.Type(code + "\n")
 			user.Expect("\n")
 			owner.Type("\x03")
 			owner.fails(130, "interrupted", "")
-			user.fails(5, "the pairing was declined", "vmux-pair")
+			user.fails(1, "the other end stopped", "")
 		}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -637,18 +637,32 @@ func TestPairURLIsForItsDevice(t *testing.T) {
 	}
 }
 
-// One end by digits, the other by URL: both are told, and the device that made
-// a URL goes on waiting for it to be used.
+// A device that waits with a URL does not disturb who pairs by digits, and goes
+// on waiting for its URL to be used.
 func TestPairMethodsDiffer(t *testing.T) {
 	t.Parallel()
-	p, d := newPhone(t), newDevice(t, "laptop")
+	p, d, other := newPhone(t), newDevice(t, "laptop"), newDevice(t, "other")
 	p.serve("--approve", "always")
 	byURL := d.spawn("vmux-pair", "--url", "--address", p.address)
 	url := byURL.wait(`^vmux-pair://\S+`)[0]
-	p.window().fails(1, "one end pairs by digits and the other by URL", "vmux-signer pair")
+	owner := p.window()
+	user := other.console("vmux-pair", "--address", p.address)
+	name, code := owner.asks()
+	if name != "other" {
+		t.Errorf("the phone names %q", name)
+	}
+	user.Expect(digitsPrompt)
+	user.Type(code + "\n")
+	owner.replies("y\n", "approved")
+	if a, b := user.ended(), owner.ended(); a != 0 || b != 0 {
+		t.Errorf("vmux-pair: exit %d, vmux-signer pair: exit %d", a, b)
+	}
 	p.ok("vmux-signer", "pair", url)
 	if exit := byURL.ended(); exit != 0 {
 		t.Errorf("vmux-pair: exit %d\n%s", exit, byURL.output())
+	}
+	if devices := p.devices(); len(devices) != 2 {
+		t.Errorf("the phone knows %v", devices)
 	}
 }
 
@@ -912,7 +926,9 @@ func TestPairHostileDeviceName(t *testing.T) {
 	r := newRaw(t)
 	paired := make(chan error, 1)
 	codes := make(chan string, 1)
-	go func() { paired <- r.pair(t.Context(), p, hostile, nil, func() string { return <-codes }) }()
+	go func() {
+		paired <- r.pair(t.Context(), p, hostile, nil, func(context.Context) string { return <-codes })
+	}()
 	name, code := owner.asks()
 	if want := "Po[31mcketerror: x"; name != want {
 		t.Errorf("the phone shows %q, not %q", name, want)
