@@ -86,6 +86,8 @@ type Request struct {
 	HostKey []byte
 
 	Peer Peer // the process that connected; what it tells is a claim
+
+	fingerprint string // of Key
 }
 
 // Extension serves one of vmux's own requests. params is the JSON text that came with it, empty if none did. The
@@ -117,6 +119,7 @@ type Server struct {
 	names      []string // what the query extension answers
 
 	listed      atomic.Pointer[listing]
+	knows       atomic.Pointer[known]
 	lock        *lock
 	refusals    refusals
 	connections atomic.Int64

@@ -56,6 +56,8 @@ type conn struct {
 	out    []byte // the last reply; its memory is used again
 	peer   Peer
 	binds  binds
+	// executable is the client's program at the first request to sign, for the log.
+	executable string
 }
 
 // serve answers one connection until the client hangs up, breaks the framing, or ctx ends.

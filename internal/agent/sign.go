@@ -5,6 +5,9 @@ package agent
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -30,7 +33,10 @@ func (c *conn) sign(reply, body []byte) []byte {
 		return append(reply, msgFailure)
 	}
 	reply = append(reply, msgSignResponse)
-	return appendString(reply, ssh.Marshal(sig))
+	reply = binary.BigEndian.AppendUint32(reply, uint32(2*lengthField+len(sig.Format)+len(sig.Blob)+len(sig.Rest)))
+	reply = appendString(reply, sig.Format)
+	reply = appendString(reply, sig.Blob)
+	return append(reply, sig.Rest...)
 }
 
 // decide makes r from the body of a sign request and gets it signed. r is filled as far as it came.
@@ -43,9 +49,6 @@ func (c *conn) decide(r *Request, body []byte) (*ssh.Signature, error) {
 	asked, err := c.parseSignRequest(r, body)
 	if err != nil {
 		return nil, err
-	}
-	if err := signed.Check(r.Meaning, asked, r.Flags); err != nil {
-		return nil, refusal(err.Error())
 	}
 	if r.Meaning.Kind == signed.Opaque && r.Meaning.Like != signed.Opaque {
 		// Another parser may be less strict than ours, so this is refused whatever the policy says.
@@ -88,7 +91,7 @@ func (c *conn) decide(r *Request, body []byte) (*ssh.Signature, error) {
 }
 
 // parseSignRequest fills in what the client sent, and gives the key as the client named it, which may be the bare key
-// of a listed certificate or a certificate for a listed key.
+// of a listed certificate or a certificate for a listed key. The data names that key, too.
 func (c *conn) parseSignRequest(r *Request, body []byte) (asked ssh.PublicKey, err error) {
 	rest := cryptobyte.String(body)
 	var blob, data []byte
@@ -96,24 +99,67 @@ func (c *conn) parseSignRequest(r *Request, body []byte) (asked ssh.PublicKey, e
 		return nil, refusal("malformed request")
 	}
 	r.Data = data
-	r.Meaning = signed.Parse(r.Data)
-	keys := c.server.signer.Keys(nil)
-	for _, k := range keys {
-		if bytes.Equal(k.Public.Marshal(), blob) {
-			r.Key = k
-			return k.Public, nil
+	k := c.server.known(c.server.signer.Keys(nil))
+	r.Meaning = k.signed.Parse(r.Data)
+	i := k.find(blob)
+	if i < 0 {
+		return nil, refusal("key is not one of the phone's")
+	}
+	r.Key, r.fingerprint = k.keys[i], k.fingerprints[i]
+	asked = r.Key.Public
+	if string(blob) != k.blobs[i] {
+		if asked, err = ssh.ParsePublicKey(blob); err != nil {
+			return nil, refusal("malformed key")
 		}
 	}
-	for _, k := range keys {
-		if signed.SameKey(k.Public.Marshal(), blob) {
-			r.Key = k
-			if asked, err = ssh.ParsePublicKey(blob); err != nil {
-				return nil, refusal("malformed key")
-			}
-			return asked, nil
-		}
+	if err := k.signed.Check(r.Meaning, blob, r.Flags); err != nil {
+		return nil, refusal(err.Error())
 	}
-	return nil, refusal("key is not one of the phone's")
+	return asked, nil
+}
+
+// known is what is worked out once for keys that requests name again and again.
+type known struct {
+	keys         []Key
+	blobs        []string // wire form
+	fingerprints []string
+	byBlob       map[string]int // the first of several
+	signed       *signed.Known
+}
+
+// known gives what is known of keys. As with listing, the same memory holds the same keys.
+func (s *Server) known(keys []Key) *known {
+	if last := s.knows.Load(); last != nil && len(keys) > 0 && len(last.keys) == len(keys) && &last.keys[0] == &keys[0] {
+		return last
+	}
+	k := &known{keys: keys, byBlob: make(map[string]int, len(keys))}
+	all := make([]ssh.PublicKey, 0, len(keys))
+	for i, key := range keys {
+		blob := key.Public.Marshal()
+		if _, twice := k.byBlob[string(blob)]; !twice {
+			k.byBlob[string(blob)] = i
+		}
+		k.blobs = append(k.blobs, string(blob))
+		k.fingerprints = append(k.fingerprints, fingerprint(blob))
+		all = append(all, key.Public)
+	}
+	k.signed = signed.NewKnown(all)
+	s.knows.Store(k)
+	return k
+}
+
+// find gives the index of the key that blob is or certifies, or that certifies blob; -1 if there is none.
+func (k *known) find(blob []byte) int {
+	if i, ok := k.byBlob[string(blob)]; ok {
+		return i
+	}
+	return slices.IndexFunc(k.blobs, func(b string) bool { return signed.SameKey([]byte(b), blob) })
+}
+
+// fingerprint is that of a key in wire form, as ssh.FingerprintSHA256 writes it.
+func fingerprint(blob []byte) string {
+	sum := sha256.Sum256(blob)
+	return "SHA256:" + base64.RawStdEncoding.EncodeToString(sum[:])
 }
 
 // errBadSignature is for a signer that answers with something else than the asked signature.
@@ -182,16 +228,16 @@ func (c *conn) logDecision(r Request, err error, took time.Duration) {
 		add("kind", r.Meaning.Kind.String())
 	}
 	if r.Key.Public != nil {
-		add("key", ssh.FingerprintSHA256(r.Key.Public))
+		add("key", r.fingerprint)
 		add("comment", r.Key.Comment)
 	}
 	if bind, ok := c.binds.last(); ok {
-		if host, err := ssh.ParsePublicKey(bind.HostKey); err == nil {
-			add("host", ssh.FingerprintSHA256(host))
-		}
+		add("host", fingerprint(bind.HostKey))
 	}
-	executable, _ := c.peer.Executable() // "" when unknown
-	add("executable", executable)
+	if c.executable == "" {
+		c.executable, _ = c.peer.Executable() // "" when unknown
+	}
+	add("executable", c.executable)
 	attrs = append(attrs, slog.Int("pid", c.peer.PID))
 	if r.Forwarded {
 		attrs = append(attrs, slog.Bool("forwarded", true))

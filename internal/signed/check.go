@@ -83,6 +83,11 @@ func Check(m Meaning, asked ssh.PublicKey, flags uint32) error {
 	if err != nil {
 		return err
 	}
+	return (*Known)(nil).check(m, asked.Marshal(), half, flags)
+}
+
+// check is Check of a key that was parsed, with its public half.
+func (k *Known) check(m Meaning, asked []byte, half ssh.PublicKey, flags uint32) error {
 	format, err := signatureAlgorithm(half, flags)
 	if err != nil {
 		return err
@@ -109,7 +114,10 @@ func Check(m Meaning, asked ssh.PublicKey, flags uint32) error {
 	default:
 		return fmt.Errorf("%w: %s", ErrAlgorithm, m.Kind)
 	}
-	key, err := parseKey(named)
+	if bytes.Equal(named, asked) {
+		return nil // one encoding for each key
+	}
+	key, err := k.parse(named)
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrOtherKey, err)
 	}

@@ -28,7 +28,7 @@ type PAMRequest struct {
 // parsePAM reads what userauth_pubkey_from_id.c and iterate_ssh_agent_keys.c of
 // pam_ssh_agent_auth put together: a request in the place of the session id, and the rest as in a
 // login with another message number and service name. The user in both is the same.
-func parsePAM(data []byte) (Meaning, error) {
+func parsePAM(k *Known, data []byte) (Meaning, error) {
 	r := reader{rest: data}
 	m := Meaning{Kind: PAM, Service: servicePAM, Method: methodPublicKey, PAM: new(PAMRequest)}
 	inner := reader{rest: r.bytes("request", maxData), err: r.err}
@@ -58,7 +58,7 @@ func parsePAM(data []byte) (Meaning, error) {
 	}
 	r.constant("service", servicePAM)
 	r.constant("method", methodPublicKey)
-	readSigningKey(&r, &m)
+	readSigningKey(k, &r, &m)
 	if err := r.end(); err != nil {
 		return Meaning{}, err
 	}

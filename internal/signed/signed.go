@@ -114,7 +114,10 @@ func (m Meaning) Hostbound() bool { return m.Kind == Login && m.Method == method
 
 // Parse says what data means. It does not fail: what is not exactly one of the known forms is
 // Opaque, with the reason in Why. The result shares nothing with data.
-func Parse(data []byte) Meaning {
+func Parse(data []byte) Meaning { return (*Known)(nil).Parse(data) }
+
+// Parse is the function of that name.
+func (k *Known) Parse(data []byte) Meaning {
 	if len(data) > maxData {
 		return Meaning{Why: fmt.Errorf("%d bytes, at most %d", len(data), maxData)}
 	}
@@ -124,13 +127,13 @@ func Parse(data []byte) Meaning {
 	like := begins(data)
 	switch like {
 	case Login:
-		m, err = parseLogin(data)
+		m, err = parseLogin(k, data)
 	case SSHSIG:
 		m, err = parseSSHSIG(data)
 	case Certificate:
 		m, err = parseCertificate(data)
 	case PAM:
-		m, err = parsePAM(data)
+		m, err = parsePAM(k, data)
 	default:
 		return Meaning{Why: errNoForm}
 	}
@@ -166,7 +169,7 @@ func begins(data []byte) Kind {
 
 // parseLogin reads what RFC 4252 section 7 has signed: session identifier, then the request
 // itself. The hostbound method of OpenSSH's PROTOCOL appends the host key.
-func parseLogin(data []byte) (Meaning, error) {
+func parseLogin(k *Known, data []byte) (Meaning, error) {
 	r := reader{rest: data}
 	m := Meaning{Kind: Login, Service: service}
 	m.SessionID = readSessionID(&r)
@@ -179,7 +182,7 @@ func parseLogin(data []byte) (Meaning, error) {
 	if m.Method != methodPublicKey && m.Method != methodHostbound {
 		r.failf("method: not one of public keys")
 	}
-	readSigningKey(&r, &m)
+	readSigningKey(k, &r, &m)
 	if m.Method == methodHostbound {
 		m.HostKey = r.bytes("host key", maxKey)
 		if r.err == nil {
@@ -204,7 +207,7 @@ func readSessionID(r *reader) []byte {
 
 // readSigningKey reads the part that Login and PAM share: the boolean that says a signature
 // follows, the algorithm and the key.
-func readSigningKey(r *reader, m *Meaning) {
+func readSigningKey(k *Known, r *reader, m *Meaning) {
 	if b := r.byte("signature follows"); r.err == nil && b != 1 {
 		r.failf("signature follows: %d instead of 1", b)
 	}
@@ -213,7 +216,7 @@ func readSigningKey(r *reader, m *Meaning) {
 	if r.err != nil {
 		return
 	}
-	key, err := parseKey(m.Key)
+	key, err := k.parse(m.Key)
 	if err != nil {
 		r.failf("key: %w", err)
 		return
