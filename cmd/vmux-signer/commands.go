@@ -50,7 +50,8 @@ The home is $VMUX_SIGNER_HOME, else $XDG_DATA_HOME/vmux-signer. Keys in it are n
 			{
 				Name: "pair", Usage: "let one device pair with the running signer", ArgsUsage: "[URL]",
 				Description: `Without URL, the device's owner types the digits that are shown here. With the URL that
-"vmux-pair --url" prints, that device is paired without digits. A window is for one try.`,
+"vmux-pair --url" prints, that device is paired without digits. A window is for one try.
+"-" reads the URL from standard input, where other users of this computer do not see it.`,
 				Flags: []cli.Flag{&cli.DurationFlag{Name: "timeout", Usage: "close the window after `DURATION`",
 					Value: signer.DefaultWindow}},
 				Action: pair,
@@ -102,6 +103,20 @@ func objectOf(k signer.Key) keyObject {
 	}
 	o.Algorithm, o.Fingerprint, o.PublicKey = k.Public.Type(), ssh.FingerprintSHA256(k.Public), line(k.Public, k.Label)
 	return o
+}
+
+// objectNamed is the key with a label.
+func objectNamed(h *signer.Home, label string) (keyObject, error) {
+	keys, err := h.Keys()
+	if err != nil {
+		return keyObject{}, err
+	}
+	for _, k := range keys {
+		if k.Label == label {
+			return objectOf(k), nil
+		}
+	}
+	return keyObject{}, fmt.Errorf("%w: %s", signer.ErrNoKey, label)
 }
 
 func line(k ssh.PublicKey, comment string) string {
@@ -226,6 +241,13 @@ func keyEnable(on bool) func(*cli.Context) error {
 		} else {
 			cli.From(c).Notef("the key %s is disabled", label)
 		}
+		if cli.From(c).JSON() {
+			o, err := objectNamed(h, label)
+			if err != nil {
+				return err
+			}
+			cli.From(c).Result(o, nil)
+		}
 		return changed(c, h)
 	}
 }
@@ -236,10 +258,17 @@ func keyRemove(c *cli.Context) error {
 		return err
 	}
 	label := c.Args().First()
+	o, err := objectNamed(h, label)
+	if err != nil {
+		return err
+	}
 	if err := h.RemoveKey(label); err != nil {
 		return err
 	}
 	cli.From(c).Notef("the key %s is gone for good", label)
+	if cli.From(c).JSON() {
+		cli.From(c).Result(map[string]any{"removed": o}, nil)
+	}
 	return changed(c, h)
 }
 
@@ -285,5 +314,8 @@ func forget(c *cli.Context) error {
 		return err
 	}
 	cli.From(c).Notef("%s is not paired any more", d.Name)
+	if cli.From(c).JSON() {
+		cli.From(c).Result(map[string]any{"forgotten": d}, nil)
+	}
 	return changed(c, h)
 }

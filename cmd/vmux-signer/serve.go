@@ -11,6 +11,7 @@ import (
 	"net"
 	"os"
 	"strconv"
+	"sync"
 	"time"
 
 	"golang.org/x/term"
@@ -20,6 +21,7 @@ import (
 	"vmux.app/toolkit/internal/process"
 	"vmux.app/toolkit/internal/safetext"
 	"vmux.app/toolkit/internal/signer"
+	"vmux.app/toolkit/internal/store"
 )
 
 // openTerminal opens the terminal that standard input is.
@@ -57,6 +59,10 @@ func serve(c *cli.Context) error {
 	if err := checkListen(c.String("listen")); err != nil {
 		return err
 	}
+	level, err := logLevel(c)
+	if err != nil {
+		return err
+	}
 	h, err := openHome(c)
 	if err != nil {
 		return err
@@ -80,23 +86,12 @@ func serve(c *cli.Context) error {
 			out = terminal // so that log lines and questions do not run into each other
 		}
 	}
-	level := slog.LevelInfo
-	switch c.String("log-level") {
-	case "debug":
-		level = slog.LevelDebug
-	case "warn":
-		level = slog.LevelWarn
-	case "error":
-		level = slog.LevelError
-	case "":
-		if c.Bool("quiet") {
-			level = slog.LevelError
-		}
+	logger := func(level slog.Level) *slog.Logger {
+		return slog.New(slog.NewTextHandler(out, &slog.HandlerOptions{Level: level}))
 	}
-	log := slog.New(slog.NewTextHandler(out, &slog.HandlerOptions{Level: level}))
 
 	o := signer.Options{
-		Listen: c.String("listen"), Advertise: !c.Bool("no-advertise"), Software: "vmux-signer " + cli.Version(), Log: log,
+		Listen: c.String("listen"), Advertise: !c.Bool("no-advertise"), Software: "vmux-signer " + cli.Version(), Log: logger(level),
 		Event: func(e signer.Event) {
 			if e.Event == signer.EventListening {
 				t.Notef("listening on %s", e.Address)
@@ -114,10 +109,30 @@ func serve(c *cli.Context) error {
 			return err
 		}
 	case "always":
-		t.Warnf("--approve always: every request of a paired device is signed without asking anybody")
-		o.Approver = signer.Always{Log: log}
+		// It voids what the signer promises, so no flag silences it.
+		t.Alwaysf("warning: --approve always: every request of a paired device is signed without asking anybody")
+		o.Approver = signer.Always{Log: logger(min(level, slog.LevelWarn))}
 	}
 	return signer.Serve(c.Context, h, o)
+}
+
+// logLevel is what --log-level says, else --quiet, else VMUX_LOG_LEVEL.
+func logLevel(c *cli.Context) (slog.Level, error) {
+	env := store.Env(os.Getenv)
+	from, value := "--log-level", c.String("log-level")
+	switch {
+	case value != "":
+	case c.Bool("quiet"):
+		return slog.LevelError, nil
+	default:
+		from = "VMUX_LOG_LEVEL"
+		if value = env(from); value == "" {
+			return slog.LevelInfo, nil
+		}
+	}
+	var config store.Config
+	err := config.Set(env, "log-level", value, from)
+	return config.LogLevel, err
 }
 
 func onTerminal(w io.Writer) bool {
@@ -139,8 +154,17 @@ func pair(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
+	if url == "-" {
+		url, err = t.ReadLine(c.Context, "the URL that vmux-pair --url prints: ")
+		if err != nil && (t.Interactive() || !errors.Is(err, cli.ErrNoInput)) {
+			return err
+		}
+		if url == "" { // which would open a window for anybody
+			return advised(fmt.Errorf("%w: it is empty", pairing.ErrBadURL))
+		}
+	}
 	o := signer.PairOptions{URL: url, Timeout: timeout}
-	stop := func() {}
+	var waits waits
 	expires := time.Now().Add(timeout)
 	o.Opened = func() {
 		if t.JSON() {
@@ -151,30 +175,20 @@ func pair(c *cli.Context) error {
 		if url == "" {
 			t.Notef("the pairing window is open: run vmux-pair on the device")
 		}
-		stop = t.Waiting("the device", timeout)
+		waits.begin(t.Waiting("the device", timeout))
 	}
-	o.Confirm = func(ctx context.Context, device, code string) error {
-		stop()
-		terminal, err := openTerminal()
-		if err != nil {
-			return err
+	o.Confirm = func(ctx context.Context, a signer.Asking) error {
+		waits.end()
+		err := confirm(ctx, a, expires)
+		if err == nil {
+			waits.begin(t.Waiting("the digits to be typed on the device", time.Until(expires)))
 		}
-		defer terminal.Close()
-		text := fmt.Sprintf("The device %s wants to pair.\nType these digits there, then accept here:\n\n    %s %s\n\n",
-			safetext.Line(device, 100), code[:len(code)/2], code[len(code)/2:])
-		return terminal.Ask(ctx, text, "Accept?", expires)
+		return err
 	}
 	d, err := h.Pair(c.Context, o)
-	stop()
-	if again := pairingHint(err); again != "" {
-		exit := cli.ExitFailed
-		if errors.Is(err, pairing.ErrBadURL) {
-			exit = cli.ExitUsage
-		}
-		return cli.Fail(exit, again, err)
-	}
+	waits.end()
 	if err != nil {
-		return err
+		return advised(err)
 	}
 	t.Notef("paired with %s", d.Name)
 	if t.JSON() {
@@ -184,6 +198,53 @@ func pair(c *cli.Context) error {
 		}{"paired", d}, nil)
 	}
 	return nil
+}
+
+// waits is the notice of a wait that is shown now.
+type waits struct {
+	mu   sync.Mutex
+	stop func()
+}
+
+func (w *waits) begin(stop func()) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.stop = stop
+}
+
+func (w *waits) end() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.stop != nil {
+		w.stop()
+	}
+}
+
+// confirm asks the owner on the terminal.
+func confirm(ctx context.Context, a signer.Asking, expires time.Time) error {
+	terminal, err := openTerminal()
+	if err != nil {
+		return err
+	}
+	defer terminal.Close()
+	const most = 100 // columns of a name; one has 63 bytes
+	text := fmt.Sprintf("The device %s wants to pair.\n", safetext.Line(a.Device, most))
+	if a.StoredAs != "" {
+		text += fmt.Sprintf("Another device called %s is paired already. This one would be %s.\n",
+			safetext.Line(a.Device, most), safetext.Line(a.StoredAs, most))
+	}
+	text += fmt.Sprintf("Type these digits there, then accept here:\n\n    %s %s\n\n", a.Code[:len(a.Code)/2], a.Code[len(a.Code)/2:])
+	return terminal.Ask(ctx, text, "Accept?", expires)
+}
+
+// advised is a failed pairing with the hint that fits here.
+func advised(err error) error {
+	hint := pairingHint(err)
+	if hint == "" {
+		return err
+	}
+	exit, _ := cli.Advice(err)
+	return cli.Fail(exit, hint, err)
 }
 
 // pairingHint is for failures that read differently at the device, where the
@@ -196,7 +257,8 @@ func pairingHint(err error) string {
 		return "if nobody but you was pairing, try again with a fresh URL or fresh digits: vmux-signer pair"
 	case errors.Is(err, pairing.ErrMethod):
 		return "use digits on both ends, or a URL on both: vmux-signer pair"
-	case errors.Is(err, pairing.ErrDeclined), errors.Is(err, pairing.ErrWrongCode), errors.Is(err, signer.ErrPairing):
+	case errors.Is(err, pairing.ErrDeclined), errors.Is(err, pairing.ErrWrongCode), errors.Is(err, pairing.ErrStopped),
+		errors.Is(err, pairing.ErrStalled), errors.Is(err, signer.ErrPairing):
 		return "open another window to try again: vmux-signer pair"
 	}
 	return ""

@@ -3,20 +3,22 @@
 package cli
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"os"
 
 	"golang.org/x/sys/unix"
+	"golang.org/x/term"
 )
 
 // maxAnswer is what a terminal gives in one line (MAX_CANON of Linux); macOS has less.
 const maxAnswer = 4096
 
-// readLine reads one line from the terminal f until ctx ends. A blocked read cannot be taken back and would eat
-// the next line, so select(2) waits for the line or for a byte in a pipe that the end of ctx writes. (poll(2)
-// does not know terminals on macOS.)
+// readLine reads one line from the terminal or pipe f until ctx ends; the end of a pipe ends its last line. A blocked
+// read cannot be taken back and would eat the next line, so select(2) waits for the line or for a byte in a pipe that
+// the end of ctx writes. (poll(2) does not know terminals on macOS.)
 func readLine(ctx context.Context, f *os.File) (string, error) {
 	r, w, err := os.Pipe()
 	if err != nil {
@@ -55,12 +57,14 @@ func readLine(ctx context.Context, f *os.File) (string, error) {
 			continue
 		case err != nil && !errors.Is(err, unix.EIO): // EIO: the terminal hung up
 			return "", fmt.Errorf("cannot read the answer: %w", err)
+		case n <= 0 && len(line) > 0 && !term.IsTerminal(in):
+			return string(line), nil
 		case n <= 0:
 			return "", ErrNoInput
 		}
 		line = append(line, b[:n]...)
-		if line[len(line)-1] == '\n' {
-			return string(line[:len(line)-1]), nil
+		if i := bytes.IndexByte(line, '\n'); i >= 0 {
+			return string(line[:i]), nil
 		}
 		if len(line) >= maxAnswer {
 			return "", fmt.Errorf("the answer has more than %d bytes", maxAnswer)

@@ -11,7 +11,7 @@ package cli
 //   - With --json the error that ends the command is also the last line of standard output:
 //     {"error":{"message":"…","hint":"…","exit":1}}.
 //   - Nothing that came from outside reaches the terminal but through safetext.
-//   - A question is asked only when standard input is a terminal.
+//   - A question is asked only when standard input is a terminal. --quiet does not silence what belongs to it.
 
 import (
 	"context"
@@ -116,6 +116,10 @@ func (t *TUI) Warnf(format string, a ...any) {
 		t.line("warning: ", fmt.Sprintf(format, a...))
 	}
 }
+
+// Alwaysf prints a line for people that --quiet does not take away: part of a question, or a warning that
+// nobody may miss.
+func (t *TUI) Alwaysf(format string, a ...any) { t.line("", fmt.Sprintf(format, a...)) }
 
 // Error prints err and its hint, for what does not end the command.
 func (t *TUI) Error(err error) {
@@ -261,6 +265,20 @@ func (t *TUI) eraseLocked() {
 		fmt.Fprint(t.stderr, "\r\x1b[K") // CR, erase to the end of the line (ECMA-48)
 		t.waiting = ""
 	}
+}
+
+// ReadLine returns the first line of standard input, without its end and surrounding space. On a terminal it prints
+// prompt first. Errors: ErrNoInput, ctx's.
+func (t *TUI) ReadLine(ctx context.Context, prompt string) (string, error) {
+	if t.Interactive() {
+		return t.Ask(ctx, prompt)
+	}
+	f, ok := t.stdin.(*os.File)
+	if !ok {
+		return "", ErrNoInput
+	}
+	s, err := readLine(ctx, f)
+	return strings.TrimSpace(s), err
 }
 
 // Ask prints prompt and returns the line that is typed, without its end and surrounding space. Errors: ErrNoTerminal,

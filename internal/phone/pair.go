@@ -23,6 +23,16 @@ const (
 	collectFor = 1500 * time.Millisecond
 	// lookAgain is the pause between two looks for a window that is not open yet.
 	lookAgain = 250 * time.Millisecond
+	// askAgain is the pause before a phone without a window for us is asked again
+	// within a look: its owner should see the window taken within a second, and two
+	// handshakes a second are no burden. Only who speaks the protocol is asked again.
+	askAgain = 400 * time.Millisecond
+	// exchangeTime is left for an exchange by URL: cut off at the end of a look, it
+	// could be done at the phone and not here.
+	exchangeTime = time.Second
+	// settleTime ends a look by URL early, once all who were found have answered:
+	// the next look finds out sooner that a window has opened.
+	settleTime = 300 * time.Millisecond
 	// maxOffers bounds the list that a user is shown: rogues may fill it.
 	maxOffers = 64
 )
@@ -30,6 +40,10 @@ const (
 var (
 	// ErrNoPhone says that no phone with an open window was found in time.
 	ErrNoPhone = errors.New("no phone with an open pairing window was found")
+	// ErrNotOpened says that a phone was found, and opened no window in time.
+	ErrNotOpened = errors.New("no phone with an open pairing window was found in time")
+	// ErrURLNotTaken says that a phone was found, and was not given the URL in time.
+	ErrURLNotTaken = errors.New("no phone took the URL in time")
 	// ErrSeveral says that several phones have an open window and nothing says
 	// which one is meant.
 	ErrSeveral = errors.New("several phones have an open pairing window")
@@ -42,8 +56,9 @@ type PairOptions struct {
 	Phone   string // its name, empty for any
 	// URL is the one-time URL whose secret the phone was given; nil to pair by digits.
 	URL *pairing.URL
-	// Choose asks which of several phones is meant; it gets their names.
-	Choose func(ctx context.Context, names []string) (int, error)
+	// Choose asks which of several phones is meant; it gets texts for people, which
+	// tell phones of one name apart.
+	Choose func(ctx context.Context, phones []string) (int, error)
 	// Code asks for the digits that the named phone shows.
 	Code func(ctx context.Context, phone string) (string, error)
 	// Typed is called when the phone's owner must accept.
@@ -124,38 +139,96 @@ func each[T any](ctx context.Context, o PairOptions, within time.Duration,
 	try func(context.Context, *transport.Conn, transport.Candidate, string) (T, error), discard func(T)) (T, error) {
 	ctx, cancel := context.WithTimeout(ctx, within)
 	defer cancel()
+	var mu sync.Mutex
+	trying := 0
+	var closed error // that a phone has no window for us; a race that is cut off does not say so
 	known, browse := o.known()
-	return find(ctx, browse, known, func(ctx context.Context, c transport.Candidate) (T, error) {
+	t, err := find(ctx, browse, known, func(ctx context.Context, c transport.Candidate) (t T, err error) {
+		mu.Lock()
+		trying++
+		mu.Unlock()
+		defer func() {
+			mu.Lock()
+			defer mu.Unlock()
+			if trying--; trying == 0 && err != nil && o.URL != nil {
+				time.AfterFunc(settleTime, func() {
+					mu.Lock()
+					defer mu.Unlock()
+					if trying == 0 {
+						cancel()
+					}
+				})
+			}
+		}()
 		var zero T
-		conn, err := secure(ctx, o.Networks, c, o.Identity, transport.ProtoPair, func(transport.Pin) error { return nil })
-		if err != nil {
-			return zero, err
+		once := func() (T, error) {
+			conn, err := secure(ctx, o.Networks, c, o.Identity, transport.ProtoPair, func(transport.Pin) error { return nil })
+			if err != nil {
+				return zero, err
+			}
+			hello, err := pairing.Offer(ctx, conn)
+			if err != nil {
+				return zero, err
+			}
+			name := pairing.CleanName(hello.Name)
+			if o.Phone != "" && !strings.EqualFold(name, o.Phone) {
+				conn.Close()
+				return zero, fmt.Errorf("%w (its name is %q)", ErrNoPhone, name)
+			}
+			return try(ctx, conn, c, name)
 		}
-		hello, err := pairing.Offer(ctx, conn)
-		if err != nil {
-			return zero, err
+		for {
+			t, err := once()
+			if !isClosed(err) {
+				return t, err
+			}
+			mu.Lock()
+			closed = err
+			mu.Unlock()
+			end, _ := ctx.Deadline()
+			if o.URL != nil && time.Until(end) < askAgain+exchangeTime {
+				return zero, err
+			}
+			select {
+			case <-ctx.Done():
+				return zero, err
+			case <-time.After(askAgain):
+			}
 		}
-		name := pairing.CleanName(hello.Name)
-		if o.Phone != "" && !strings.EqualFold(name, o.Phone) {
-			conn.Close()
-			return zero, fmt.Errorf("%w (its name is %q)", ErrNoPhone, name)
-		}
-		return try(ctx, conn, c, name)
 	}, discard)
+	mu.Lock()
+	defer mu.Unlock()
+	if err != nil && closed != nil && !isClosed(err) {
+		err = fmt.Errorf("%w (%w)", closed, err)
+	}
+	return t, err
+}
+
+// isClosed says that a phone has no window for us, and may have one later.
+func isClosed(err error) bool {
+	return errors.Is(err, pairing.ErrNoWindow) || errors.Is(err, pairing.ErrMethod)
 }
 
 // untilFound calls look until it finds something or ctx ends; the error then has
-// the reason of the last look.
-func untilFound(ctx context.Context, look func() error) error {
+// the reason of the last look, or is closed when all that was missing is the
+// window.
+func untilFound(ctx context.Context, closed error, look func() error) error {
+	noWindow := false
 	for {
 		err := look()
 		if err == nil {
 			return nil
 		}
+		noWindow = noWindow || isClosed(err)
 		select {
 		case <-ctx.Done():
-			if cause := context.Cause(ctx); !errors.Is(cause, context.DeadlineExceeded) {
+			switch cause := context.Cause(ctx); {
+			case !errors.Is(cause, context.DeadlineExceeded):
 				return cause
+			case errors.Is(err, pairing.ErrMethod):
+				return fmt.Errorf("%w: %v", closed, pairing.ErrMethod)
+			case noWindow:
+				return closed
 			}
 			return fmt.Errorf("%w: %w", ErrNoPhone, err)
 		case <-time.After(lookAgain):
@@ -165,7 +238,7 @@ func untilFound(ctx context.Context, look func() error) error {
 
 func (o PairOptions) byDigits(ctx context.Context) (pairing.Peer, transport.Candidate, error) {
 	var offers []offer
-	err := untilFound(ctx, func() (err error) {
+	err := untilFound(ctx, ErrNotOpened, func() (err error) {
 		offers, err = o.collect(ctx)
 		return err
 	})
@@ -174,11 +247,11 @@ func (o PairOptions) byDigits(ctx context.Context) (pairing.Peer, transport.Cand
 	}
 	chosen := 0
 	if len(offers) > 1 {
-		names := make([]string, len(offers))
+		phones := make([]string, len(offers))
 		for i, f := range offers {
-			names[i] = f.name
+			phones[i] = fmt.Sprintf("%s  %s  %s", f.name, f.c.Address, shortPin(f.conn.Peer()))
 		}
-		chosen, err = o.Choose(ctx, names)
+		chosen, err = o.Choose(ctx, phones)
 	}
 	for i, f := range offers {
 		if err != nil || i != chosen {
@@ -191,6 +264,12 @@ func (o PairOptions) byDigits(ctx context.Context) (pairing.Peer, transport.Cand
 	f := offers[chosen]
 	peer, err := pairing.Device(ctx, f.conn, o.Identity.Pin(), pairing.DeviceOptions{Name: o.Name, Code: o.Code, Typed: o.Typed})
 	return peer, f.c, err
+}
+
+// shortPin is enough of a pin to tell two phones apart that one person holds.
+func shortPin(p transport.Pin) string {
+	const shown = len("SHA256:") + 8
+	return p.String()[:shown] + "…"
 }
 
 // collect gathers the phones whose window is open.
@@ -228,7 +307,7 @@ func (o PairOptions) byURL(ctx context.Context) (pairing.Peer, transport.Candida
 		c    transport.Candidate
 	}
 	var got paired
-	err := untilFound(ctx, func() (err error) {
+	err := untilFound(ctx, ErrURLNotTaken, func() (err error) {
 		got, err = each(ctx, o, reachTimeout, func(ctx context.Context, conn *transport.Conn, c transport.Candidate, _ string) (paired, error) {
 			peer, err := pairing.Device(ctx, conn, o.Identity.Pin(),
 				pairing.DeviceOptions{Name: o.Name, Secret: o.URL.Secret[:]})

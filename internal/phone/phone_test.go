@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -493,9 +494,9 @@ func TestPair(t *testing.T) {
 				ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 				defer cancel()
 				p, err := Pair(ctx, PairOptions{Options: r.options(), Address: test.address, Phone: test.wanted,
-					Choose: func(_ context.Context, names []string) (int, error) {
-						for i, n := range names {
-							if n == test.choose {
+					Choose: func(_ context.Context, phones []string) (int, error) {
+						for i, p := range phones {
+							if n, _, _ := strings.Cut(p, "  "); n == test.choose {
 								return i, nil
 							}
 						}

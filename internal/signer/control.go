@@ -31,7 +31,8 @@ import (
 //	  {"event":"done"}
 //	{"command":"pair","url":"…","timeout":120}    open a window; url may be absent
 //	  {"event":"open"}
-//	  {"event":"confirm","device":"…","code":"…"} only without url
+//	  {"event":"confirm","device":{…},"code":"…"} only without url; storedAs when
+//	                                              the name is taken
 //	{"command":"accept"} or {"command":"decline"}
 //	  {"event":"withdrawn"}                       the device has left meanwhile
 //	  {"event":"done","device":{…}}
@@ -45,11 +46,12 @@ type controlCommand struct {
 }
 
 type controlEvent struct {
-	Event   string  `json:"event"`
-	Device  *Device `json:"device,omitzero"`
-	Code    string  `json:"code,omitzero"`
-	Kind    string  `json:"kind,omitzero"`
-	Message string  `json:"message,omitzero"`
+	Event    string  `json:"event"`
+	Device   *Device `json:"device,omitzero"`
+	Code     string  `json:"code,omitzero"`
+	StoredAs string  `json:"storedAs,omitzero"`
+	Kind     string  `json:"kind,omitzero"`
+	Message  string  `json:"message,omitzero"`
 }
 
 const (
@@ -75,12 +77,16 @@ var controlKinds = []struct {
 }{
 	{"windowOpen", ErrWindowOpen},
 	{"windowTime", ErrWindowTime},
+	{"urlExpired", ErrURLExpired}, // before the next one, which it wraps
 	{"windowExpired", ErrWindowExpired},
+	{"urlUsed", ErrURLUsed},
 	{"denied", ErrDenied},
 	{"declined", pairing.ErrDeclined},
 	{"wrongCode", pairing.ErrWrongCode},
 	{"proof", pairing.ErrProof},
 	{"method", pairing.ErrMethod},
+	{"stopped", pairing.ErrStopped},
+	{"stalled", pairing.ErrStalled},
 	{"url", pairing.ErrBadURL},
 	{"manyDevices", ErrManyDevices},
 	{"pairing", ErrPairing},
@@ -310,12 +316,12 @@ func (s *server) controlPair(ctx context.Context, c *controlConn, cmd controlCom
 		reader.Wait()
 	}()
 
-	confirm := func(ctx context.Context, device, code string) error {
+	confirm := func(ctx context.Context, a Asking) error {
 		select {
 		case <-answers: // given before it was asked
 		default:
 		}
-		if err := c.send(controlEvent{Event: "confirm", Device: &Device{Name: device}, Code: code}); err != nil {
+		if err := c.send(controlEvent{Event: "confirm", Device: &Device{Name: a.Device}, Code: a.Code, StoredAs: a.StoredAs}); err != nil {
 			return errCommandGone
 		}
 		select {
@@ -414,7 +420,7 @@ type PairOptions struct {
 	Opened  func()        // called when the window is open
 	// Confirm shows the device's name and the digits and returns nil when the
 	// owner accepts. ctx ends when the device has left. Not used with a URL.
-	Confirm func(ctx context.Context, device, code string) error
+	Confirm func(context.Context, Asking) error
 }
 
 // errDeviceLeft is the cause that Confirm's context ends with.
@@ -422,8 +428,8 @@ var errDeviceLeft = errors.New("the device has given up")
 
 // Pair opens a window in the process that serves the home, and waits until a
 // device is paired or has failed to. The window closes when ctx ends. Errors:
-// ErrNotRunning, ErrWindowOpen, ErrWindowExpired, ErrWindowTime, those of package
-// pairing.
+// ErrNotRunning, ErrWindowOpen, ErrWindowExpired, ErrURLExpired, ErrURLUsed,
+// ErrWindowTime, those of package pairing.
 func (h *Home) Pair(ctx context.Context, o PairOptions) (Device, error) {
 	if o.Timeout == 0 {
 		o.Timeout = DefaultWindow
@@ -470,7 +476,7 @@ func (h *Home) Pair(ctx context.Context, o PairOptions) (Device, error) {
 			}
 			asking.Go(func() {
 				answer := "accept"
-				if o.Confirm(confirm, e.Device.Name, e.Code) != nil {
+				if o.Confirm(confirm, Asking{e.Device.Name, e.Code, e.StoredAs}) != nil {
 					answer = "decline"
 				}
 				if confirm.Err() == nil {

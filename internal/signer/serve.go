@@ -4,6 +4,7 @@ package signer
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -117,9 +118,10 @@ type server struct {
 	// homeMu keeps the order of writes to the disk and to snap the same.
 	homeMu sync.Mutex
 
-	mu     sync.Mutex
-	window *window // nil when none is open
-	links  []*link // oldest first
+	mu       sync.Mutex
+	window   *window             // nil when none is open
+	usedURLs [][sha256.Size]byte // hashes of their secrets, oldest first
+	links    []*link             // oldest first
 }
 
 // link is a paired device's connection.

@@ -38,12 +38,16 @@ type running struct {
 
 func serve(t *testing.T, h *Home, a Approver) *running {
 	t.Helper()
+	return serveWith(t, h, Options{Approver: a})
+}
+
+func serveWith(t *testing.T, h *Home, o Options) *running {
+	t.Helper()
 	r := &running{t: t, home: h, events: make(chan Event, 1000)}
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
-	go func() {
-		ended <- Serve(ctx, h, Options{Approver: a, Listen: "127.0.0.1:0", Advertise: true, Event: func(e Event) { r.events <- e }})
-	}()
+	o.Listen, o.Advertise, o.Event = "127.0.0.1:0", true, func(e Event) { r.events <- e }
+	go func() { ended <- Serve(ctx, h, o) }()
 	r.stop = sync.OnceFunc(func() {
 		cancel()
 		if err := <-ended; err != nil {
@@ -149,12 +153,18 @@ type pairCommand struct {
 	cancel func()
 	done   chan error
 	device Device
+	asking Asking
 	codes  chan string // for the digits as the owner reads them
 	owner  chan error  // what the owner answers
 }
 
 // openWindow runs the pair command's part and returns when the window is open.
 func openWindow(t *testing.T, r *running, url string) *pairCommand {
+	t.Helper()
+	return openFor(t, r, url, 0)
+}
+
+func openFor(t *testing.T, r *running, url string, timeout time.Duration) *pairCommand {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	p := &pairCommand{cancel: cancel, done: make(chan error, 1), codes: make(chan string, 1), owner: make(chan error, 1)}
@@ -163,9 +173,10 @@ func openWindow(t *testing.T, r *running, url string) *pairCommand {
 	if err != nil {
 		t.Fatal(err)
 	}
-	o := PairOptions{URL: url, Opened: func() { close(opened) }}
-	o.Confirm = func(ctx context.Context, device, code string) error {
-		p.codes <- device + "/" + code
+	o := PairOptions{URL: url, Timeout: timeout, Opened: func() { close(opened) }}
+	o.Confirm = func(ctx context.Context, a Asking) error {
+		p.asking = a
+		p.codes <- a.Device + "/" + a.Code
 		select {
 		case err := <-p.owner:
 			return err
@@ -531,7 +542,7 @@ func TestWindowIsForOne(t *testing.T) {
 }
 
 func (r *running) second(t *testing.T, url string) error {
-	_, err := r.home.Pair(t.Context(), PairOptions{URL: url, Confirm: func(context.Context, string, string) error { return ErrDenied }})
+	_, err := r.home.Pair(t.Context(), PairOptions{URL: url, Confirm: func(context.Context, Asking) error { return ErrDenied }})
 	return err
 }
 

@@ -89,24 +89,27 @@ func (s *State) Device(pin transport.Pin) (Device, bool) {
 // addDevice remembers a pairing. A known pin keeps its row under the new name;
 // a name that another device has gets a number.
 func (s *State) addDevice(name string, pin transport.Pin, now time.Time) (Device, error) {
-	name = pairing.CleanName(name)
+	name = s.nameFor(name, pin)
 	s.Devices = slices.DeleteFunc(s.Devices, func(d Device) bool { return d.Pin == pin.String() })
 	if len(s.Devices) >= MaxDevices {
 		return Device{}, ErrManyDevices
 	}
-	d := Device{Name: s.uniqueName(name), Pin: pin.String(), PairedAt: now.UTC().Truncate(time.Second)}
+	d := Device{Name: name, Pin: pin.String(), PairedAt: now.UTC().Truncate(time.Second)}
 	s.Devices = append(s.Devices, d)
 	return d, nil
 }
 
-func (s *State) uniqueName(name string) string {
+// nameFor is the name that a device gets: its own, with a number when another
+// device has it.
+func (s *State) nameFor(name string, pin transport.Pin) string {
+	name = pairing.CleanName(name)
 	for n := 1; ; n++ {
 		try := name
 		if n > 1 {
 			suffix := "-" + strconv.Itoa(n)
 			try = cut(name, envelope.MaxName-len(suffix)) + suffix
 		}
-		if !slices.ContainsFunc(s.Devices, func(d Device) bool { return d.Name == try }) {
+		if !slices.ContainsFunc(s.Devices, func(d Device) bool { return d.Name == try && d.Pin != pin.String() }) {
 			return try
 		}
 	}

@@ -4,8 +4,10 @@ package signer
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"vmux.app/toolkit/internal/envelope"
@@ -18,25 +20,47 @@ const (
 	DefaultWindow = 2 * time.Minute
 	// MaxWindow bounds what may be asked for: an open window is an invitation.
 	MaxWindow = 10 * time.Minute
+	// maxURLTries bounds how often the device of a URL may begin within a window:
+	// it begins again after a connection that broke, and a few times are enough.
+	maxURLTries = 16
+	// maxUsedURLs bounds the URLs that are remembered as used, 32 bytes each: more
+	// than an owner pairs in the two minutes for which vmux-pair keeps a URL.
+	maxUsedURLs = 256
 )
 
 // Errors of a pairing window.
 var (
 	ErrWindowOpen    = errors.New("a pairing window is open already")
 	ErrWindowExpired = errors.New("the pairing window closed before a device was paired")
+	ErrURLExpired    = fmt.Errorf("%w: the URL was used, has expired, or vmux-pair no longer waits for it", ErrWindowExpired)
+	ErrURLUsed       = errors.New("this pairing URL was used before")
 	ErrPairing       = errors.New("pairing failed")
 	ErrWindowTime    = fmt.Errorf("a pairing window is open for 1 second to %s", MaxWindow)
 )
 
-// window is an open pairing window. It ends with the first device that asks for
-// a pairing, whatever becomes of that, since each exchange is a try at the
-// digits.
+var errURLTries = fmt.Errorf("the device began %d times and finished none", maxURLTries)
+
+// Asking is what an owner is asked about a device that wants to pair by digits.
+type Asking struct {
+	Device string // what it calls itself
+	Code   string
+	// StoredAs is the name it will have when another paired device is called Device,
+	// else empty.
+	StoredAs string
+}
+
+// window is an open pairing window. With digits it ends with the first device
+// that asks for a pairing, whatever becomes of that, since each exchange is a
+// try at the digits. With a URL it ends with the first proof.
 type window struct {
 	url     *pairing.URL // for that device only, nil for digits
-	confirm func(ctx context.Context, device, code string) error
+	confirm func(context.Context, Asking) error
 	ctx     context.Context // of who opened it
-	begun   chan struct{}   // closed when a device has asked
-	result  chan outcome    // of that device; has room for it
+	begun   chan struct{}   // closed when it is used up
+	result  chan outcome    // of who did that; has room for it
+
+	tries  int  // at a URL; guarded by server.mu
+	method bool // a device has asked for the other method; guarded by server.mu
 }
 
 type outcome struct {
@@ -46,7 +70,7 @@ type outcome struct {
 
 // pair opens a window until ctx ends or a device has tried, and returns the
 // device that is paired.
-func (s *server) pair(ctx context.Context, url *pairing.URL, opened func(), confirm func(ctx context.Context, device, code string) error) (Device, error) {
+func (s *server) pair(ctx context.Context, url *pairing.URL, opened func(), confirm func(context.Context, Asking) error) (Device, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	w := &window{url: url, confirm: confirm, ctx: ctx, begun: make(chan struct{}), result: make(chan outcome, 1)}
@@ -54,6 +78,10 @@ func (s *server) pair(ctx context.Context, url *pairing.URL, opened func(), conf
 	if s.window != nil {
 		s.mu.Unlock()
 		return Device{}, ErrWindowOpen
+	}
+	if url != nil && slices.Contains(s.usedURLs, sha256.Sum256(url.Secret[:])) {
+		s.mu.Unlock()
+		return Device{}, ErrURLUsed
 	}
 	s.window = w
 	s.mu.Unlock()
@@ -74,7 +102,7 @@ func (s *server) pair(ctx context.Context, url *pairing.URL, opened func(), conf
 		}
 	}
 	if errors.Is(o.err, context.DeadlineExceeded) {
-		o.err = ErrWindowExpired
+		o.err = s.expired(w)
 	}
 	if o.err != nil {
 		if controlKind(o.err) == "" && !errors.Is(o.err, context.Canceled) {
@@ -89,6 +117,19 @@ func (s *server) pair(ctx context.Context, url *pairing.URL, opened func(), conf
 	return o.device, nil
 }
 
+// expired says why nobody came in time, as far as it is known.
+func (s *server) expired(w *window) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case w.method:
+		return fmt.Errorf("%w: %w", ErrWindowExpired, pairing.ErrMethod)
+	case w.url != nil:
+		return ErrURLExpired
+	}
+	return ErrWindowExpired
+}
+
 // closeWindow lets no other device in.
 func (s *server) closeWindow(w *window) {
 	s.mu.Lock()
@@ -98,8 +139,8 @@ func (s *server) closeWindow(w *window) {
 	}
 }
 
-// begin gives the window to the first device that asks.
-func (s *server) begin(w *window) error {
+// take gives the window to the first device that uses it up.
+func (s *server) take(w *window) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.window != w {
@@ -107,6 +148,26 @@ func (s *server) begin(w *window) error {
 	}
 	s.window = nil
 	close(w.begun)
+	if w.url != nil {
+		s.usedURLs = append(s.usedURLs, sha256.Sum256(w.url.Secret[:]))
+		s.usedURLs = s.usedURLs[max(0, len(s.usedURLs)-maxUsedURLs):]
+	}
+	return nil
+}
+
+// try counts a device's beginnings with a URL. One too many ends the window.
+func (s *server) try(w *window) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.window != w {
+		return pairing.ErrNoWindow
+	}
+	if w.tries++; w.tries > maxURLTries {
+		s.window = nil
+		close(w.begun)
+		w.result <- outcome{err: errURLTries} // has room: whoever closes begun sends the one outcome
+		return pairing.ErrNoWindow
+	}
 	return nil
 }
 
@@ -118,7 +179,8 @@ func (s *server) servePairing(ctx context.Context, c *transport.Conn, settled fu
 	w := s.window
 	s.mu.Unlock()
 	if w == nil || w.url != nil && w.url.Pin != c.Peer() {
-		s.log.Info("pairing refused, no window is open for it", "address", c.RemoteAddr())
+		// Anybody can cause this, at any rate, and a device that waits does.
+		s.log.Debug("pairing refused, no window is open for it", "address", c.RemoteAddr())
 		// The connection ends anyway; that this arrives is a courtesy.
 		_ = c.Send(envelope.Envelope{ID: "pair", Payload: envelope.Errorf(envelope.CodeNotPaired, "%v", pairing.ErrNoWindow)})
 		return
@@ -129,18 +191,25 @@ func (s *server) servePairing(ctx context.Context, c *transport.Conn, settled fu
 	defer stop()
 
 	begun := false
+	begin := func() error {
+		if err := s.take(w); err != nil {
+			return err
+		}
+		begun = true
+		settled() // it is the one; strangers do not push it out any more
+		return nil
+	}
 	var device Device
 	o := pairing.PhoneOptions{
-		Name:    s.current().state.Name,
-		Confirm: w.confirm,
-		Begin: func() error {
-			if err := s.begin(w); err != nil {
-				return err
+		Name: s.current().state.Name,
+		Confirm: func(ctx context.Context, name, code string) error {
+			a := Asking{Device: name, Code: code}
+			if as := s.current().state.nameFor(name, c.Peer()); as != name {
+				a.StoredAs = as
 			}
-			begun = true
-			settled() // it is the one; strangers do not push it out any more
-			return nil
+			return w.confirm(ctx, a)
 		},
+		Begin: begin,
 		Store: func(p pairing.Peer) (err error) {
 			// The owner may have left since, with nobody to tell.
 			if ctx.Err() != nil {
@@ -152,11 +221,17 @@ func (s *server) servePairing(ctx context.Context, c *transport.Conn, settled fu
 	}
 	if w.url != nil {
 		o.Secret, o.Expect = w.url.Secret[:], w.url.Pin
+		o.Begin, o.Spend = func() error { return s.try(w) }, begin
 	}
 	_, err := pairing.Phone(ctx, c, s.identity.Pin(), s.hello(), o)
 	if !begun {
+		if errors.Is(err, pairing.ErrMethod) {
+			s.mu.Lock()
+			w.method = true
+			s.mu.Unlock()
+		}
 		if err != nil {
-			s.log.Debug("pairing connection ended before it asked", "address", c.RemoteAddr(), "reason", err)
+			s.log.Debug("pairing connection did not use the window", "address", c.RemoteAddr(), "reason", err)
 		}
 		return
 	}

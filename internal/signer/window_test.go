@@ -1,0 +1,265 @@
+// SPDX-License-Identifier: BSD-3-Clause
+
+package signer
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"log/slog"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"vmux.app/toolkit/internal/envelope"
+	"vmux.app/toolkit/internal/pairing"
+)
+
+// lockedBuffer is a log that is read while it is written.
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *lockedBuffer) Write(b []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(b)
+}
+
+func (l *lockedBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
+
+// Strangers, and a vmux-pair that waits, write nothing to the log at its usual
+// level.
+func TestRefusedPairingIsNoNews(t *testing.T) {
+	t.Parallel()
+	for _, level := range []slog.Level{slog.LevelInfo, slog.LevelDebug} {
+		log := new(lockedBuffer)
+		r := serveWith(t, testHome(t), Options{Approver: yes{}, Log: slog.New(slog.NewTextHandler(log, &slog.HandlerOptions{Level: level}))})
+		if _, err := newDevice(t, "stranger").offer(t.Context(), r); !errors.Is(err, pairing.ErrNoWindow) {
+			t.Errorf("stranger: %v", err)
+		}
+		r.stop()
+		if said := strings.Contains(log.String(), "no window is open for it"); said != (level == slog.LevelDebug) {
+			t.Errorf("at %v: %s", level, log)
+		}
+	}
+}
+
+// A device that comes by the other method leaves the window as it is.
+func TestOtherMethodLeavesWindow(t *testing.T) {
+	t.Parallel()
+	r := serve(t, testHome(t), yes{})
+	d, other := newDevice(t, "laptop"), newDevice(t, "other")
+	w := openWindow(t, r, "")
+	if _, err := other.pair(t.Context(), r, make([]byte, pairing.SecretSize), nil); !errors.Is(err, pairing.ErrMethod) {
+		t.Errorf("by URL: %v", err)
+	}
+	_, err := d.pair(t.Context(), r, nil, func(context.Context, string) (string, error) {
+		_, code, _ := strings.Cut(<-w.codes, "/")
+		w.owner <- nil
+		return code, nil
+	})
+	if err != nil {
+		t.Errorf("by digits: %v", err)
+	}
+	if err := <-w.done; err != nil {
+		t.Error(err)
+	}
+
+	u := pairing.NewURL("laptop", d.id.Pin())
+	w = openWindow(t, r, u.String())
+	if _, err := d.pair(t.Context(), r, nil, nil); !errors.Is(err, pairing.ErrMethod) {
+		t.Errorf("by digits: %v", err)
+	}
+	if _, err := d.pair(t.Context(), r, u.Secret[:], nil); err != nil {
+		t.Errorf("by URL: %v", err)
+	}
+	if err := <-w.done; err != nil {
+		t.Error(err)
+	}
+
+	// Nobody else came: the owner hears of it at the end.
+	w = openFor(t, r, "", time.Second)
+	if _, err := other.pair(t.Context(), r, make([]byte, pairing.SecretSize), nil); !errors.Is(err, pairing.ErrMethod) {
+		t.Errorf("by URL: %v", err)
+	}
+	if err := <-w.done; !errors.Is(err, ErrWindowExpired) || !strings.Contains(err.Error(), pairing.ErrMethod.Error()) {
+		t.Errorf("owner: %v", err)
+	}
+}
+
+// begins sends a request and takes the phone's nonce, and no more.
+func (d *device) begins(t *testing.T, r *running, byURL bool) error {
+	t.Helper()
+	c, err := d.offer(t.Context(), r)
+	if err != nil {
+		return err
+	}
+	t.Cleanup(func() { c.Close() })
+	q := &envelope.PairRequest{Name: d.name, Commitment: make([]byte, envelope.NonceSize), URL: byURL}
+	if err := c.Send(envelope.Envelope{ID: "pair", Payload: q}); err != nil {
+		return err
+	}
+	e, err := c.Receive()
+	if err != nil {
+		return err
+	}
+	if _, ok := e.Payload.(*envelope.PairResponse); !ok {
+		return errors.New(string(e.Payload.Type()))
+	}
+	return nil
+}
+
+// A device that stalls ends a window for digits in seconds, since it could have
+// known its digits, and the owner hears why.
+func TestStalledDigits(t *testing.T) {
+	t.Parallel()
+	r := serve(t, testHome(t), yes{})
+	w := openWindow(t, r, "")
+	start := time.Now()
+	if err := newDevice(t, "stranger").begins(t, r, false); err != nil {
+		t.Fatal(err)
+	}
+	if err := newDevice(t, "second").begins(t, r, false); !errors.Is(err, pairing.ErrNoWindow) {
+		t.Errorf("a second try in one window: %v", err)
+	}
+	if err := <-w.done; !errors.Is(err, pairing.ErrStalled) || time.Since(start) > 20*time.Second {
+		t.Errorf("after %v: %v", time.Since(start), err)
+	}
+}
+
+// With a URL a beginning costs nothing, but for too many of them.
+func TestBeginningsByURL(t *testing.T) {
+	t.Parallel()
+	r := serve(t, testHome(t), yes{})
+	d := newDevice(t, "laptop")
+	u := pairing.NewURL("laptop", d.id.Pin())
+	w := openWindow(t, r, u.String())
+	for i := range 3 {
+		if err := d.begins(t, r, true); err != nil {
+			t.Fatalf("beginning %d: %v", i, err)
+		}
+	}
+	if _, err := d.pair(t.Context(), r, u.Secret[:], nil); err != nil {
+		t.Errorf("after beginnings: %v", err)
+	}
+	if err := <-w.done; err != nil {
+		t.Error(err)
+	}
+
+	u = pairing.NewURL("laptop", d.id.Pin())
+	w = openWindow(t, r, u.String())
+	n := 0
+	for ; n < 2*maxURLTries; n++ {
+		if err := d.begins(t, r, true); err != nil {
+			break
+		}
+	}
+	if n != maxURLTries {
+		t.Errorf("%d beginnings", n)
+	}
+	if err := <-w.done; !errors.Is(err, ErrPairing) {
+		t.Errorf("owner: %v", err)
+	}
+}
+
+// A URL that was used is refused at once, one that nobody waits for is said to
+// be old.
+func TestOldURL(t *testing.T) {
+	t.Parallel()
+	r := serve(t, testHome(t), yes{})
+	d := newDevice(t, "laptop")
+	u := pairing.NewURL("laptop", d.id.Pin())
+	for range 2 { // a window that nobody came to does not use the URL up
+		w := openFor(t, r, u.String(), time.Second)
+		if err := <-w.done; !errors.Is(err, ErrURLExpired) || !errors.Is(err, ErrWindowExpired) {
+			t.Errorf("nobody came: %v", err)
+		}
+	}
+	w := openWindow(t, r, u.String())
+	if _, err := d.pair(t.Context(), r, u.Secret[:], nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-w.done; err != nil {
+		t.Fatal(err)
+	}
+	if err := r.second(t, u.String()); !errors.Is(err, ErrURLUsed) {
+		t.Errorf("used: %v", err)
+	}
+	// A wrong proof uses it up as well.
+	u = pairing.NewURL("laptop", d.id.Pin())
+	w = openWindow(t, r, u.String())
+	if _, err := d.pair(t.Context(), r, make([]byte, pairing.SecretSize), nil); err == nil {
+		t.Error("paired with a wrong secret")
+	}
+	if err := <-w.done; !errors.Is(err, pairing.ErrProof) {
+		t.Error(err)
+	}
+	if err := r.second(t, u.String()); !errors.Is(err, ErrURLUsed) {
+		t.Errorf("judged: %v", err)
+	}
+}
+
+// T09: the owner is told when a device comes in another one's name.
+func TestThreat_T09_NameIsTaken(t *testing.T) {
+	t.Parallel()
+	r := serve(t, testHome(t), yes{})
+	d, double := newDevice(t, "vm"), newDevice(t, "vm")
+	for _, c := range []struct {
+		d    *device
+		want string
+	}{{d, ""}, {d, ""}, {double, "vm-2"}} {
+		w := openWindow(t, r, "")
+		_, err := c.d.pair(t.Context(), r, nil, func(context.Context, string) (string, error) {
+			_, code, _ := strings.Cut(<-w.codes, "/")
+			w.owner <- nil
+			return code, nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := <-w.done; err != nil {
+			t.Fatal(err)
+		}
+		if w.asking.Device != "vm" || w.asking.StoredAs != c.want || c.want != "" && w.device.Name != c.want {
+			t.Errorf("asked %+v, stored as %q, want %q", w.asking, w.device.Name, c.want)
+		}
+	}
+}
+
+// Who leaves has not declined.
+func TestPairStopped(t *testing.T) {
+	t.Parallel()
+	r := serve(t, testHome(t), yes{})
+	d := newDevice(t, "laptop")
+	w := openWindow(t, r, "")
+	ctx, cancel := context.WithCancel(t.Context())
+	_, err := d.pair(ctx, r, nil, func(ctx context.Context, _ string) (string, error) {
+		<-w.codes
+		cancel()
+		<-ctx.Done()
+		return "", ctx.Err()
+	})
+	if !errors.Is(err, context.Canceled) {
+		t.Errorf("device: %v", err)
+	}
+	if err := <-w.done; !errors.Is(err, pairing.ErrStopped) {
+		t.Errorf("owner: %v", err)
+	}
+	w = openWindow(t, r, "")
+	_, err = d.pair(t.Context(), r, nil, func(ctx context.Context, _ string) (string, error) {
+		<-w.codes
+		w.cancel()
+		<-ctx.Done()
+		return "", ctx.Err()
+	})
+	if !errors.Is(err, pairing.ErrStopped) {
+		t.Errorf("device: %v", err)
+	}
+}
