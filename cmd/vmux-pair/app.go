@@ -23,8 +23,13 @@ import (
 	"vmux.app/toolkit/internal/transport/lan"
 )
 
-// maxTimeout bounds --timeout: the phone's window closes long before.
-const maxTimeout = time.Hour
+const (
+	// maxTimeout bounds --timeout: the phone's window closes long before.
+	maxTimeout = time.Hour
+	// urlLife is how long a one-time URL is good for: who finds it later, on a screen
+	// or in a list of processes, has nothing.
+	urlLife = 2 * time.Minute
+)
 
 // reloadTimeout bounds telling the agent, which answers at once.
 const reloadTimeout = 5 * time.Second
@@ -40,7 +45,7 @@ func app() *cli.App {
 			&cli.StringFlag{Name: "phone", Usage: "pair with the phone called `NAME` only"},
 			&cli.BoolFlag{Name: "qr", Usage: "show a one-time URL as QR code and text, and wait for the phone that takes it"},
 			&cli.BoolFlag{Name: "url", Usage: "print a one-time URL, and wait for the phone that takes it"},
-			&cli.DurationFlag{Name: "timeout", Usage: "wait for the phone and its owner for `DURATION`", Value: 2 * time.Minute},
+			&cli.DurationFlag{Name: "timeout", Usage: "wait for the phone and its owner for `DURATION`, with a URL 2m at most", Value: 2 * time.Minute},
 			&cli.BoolFlag{Name: "list", Usage: "list the paired phones and their keys"},
 			&cli.StringFlag{Name: "forget", Usage: "forget the phone called `NAME`, or with this pin"},
 			cli.SocketFlag(),
@@ -83,6 +88,9 @@ func checkFlags(c *cli.Context) error {
 	}
 	if d := c.Duration("timeout"); d <= 0 || d > maxTimeout {
 		return &cli.UsageError{Problem: fmt.Sprintf("--timeout: %v is not between 0 and %v", d, maxTimeout), Hint: "write --timeout 2m"}
+	}
+	if (c.Bool("qr") || c.Bool("url")) && c.Duration("timeout") > urlLife {
+		return &cli.UsageError{Problem: fmt.Sprintf("--timeout: a URL is good for %v, not for %v", urlLife, c.Duration("timeout")), Hint: "write --timeout 2m"}
 	}
 	if c.IsSet("address") {
 		if err := lan.CheckAddress(c.String("address")); err != nil {
@@ -233,19 +241,19 @@ func reload(c *cli.Context) error {
 	return nil
 }
 
-// ask has a person choose one of several phones.
+// choose has a person choose one of several phones.
 func choose(t *cli.TUI) func(context.Context, []string) (int, error) {
-	return func(ctx context.Context, names []string) (int, error) {
-		t.Notef("phones with an open pairing window:")
-		for i, n := range names {
-			t.Notef("  %d  %s", i+1, n)
+	return func(ctx context.Context, phones []string) (int, error) {
+		t.Alwaysf("phones with an open pairing window:")
+		for i, p := range phones {
+			t.Alwaysf("  %d  %s", i+1, p)
 		}
 		for {
-			s, err := t.Ask(ctx, fmt.Sprintf("which one (1-%d)? ", len(names)))
+			s, err := t.Ask(ctx, fmt.Sprintf("which one (1-%d)? ", len(phones)))
 			if err != nil {
 				return 0, err
 			}
-			if n, err := strconv.Atoi(s); err == nil && n >= 1 && n <= len(names) {
+			if n, err := strconv.Atoi(s); err == nil && n >= 1 && n <= len(phones) {
 				return n - 1, nil
 			}
 		}

@@ -41,14 +41,14 @@ func pair(c *cli.Context) error {
 			showQR(c.App.ErrWriter, u.String())
 		}
 		t.Result(map[string]any{"url": u.String()}, func(w io.Writer) { fmt.Fprintln(w, u.String()) })
-		waiting = t.Waiting("the phone; give it the URL: vmux-signer pair URL", timeout)
+		waiting = t.Waiting("the phone; give it the URL: vmux-signer pair -", timeout)
 	} else {
 		found := t.Waiting("a phone with Pair open (vmux-signer pair)", timeout)
 		waiting = found
 		pick := choose(t)
-		o.Choose = func(ctx context.Context, names []string) (int, error) {
+		o.Choose = func(ctx context.Context, phones []string) (int, error) {
 			found()
-			return pick(ctx, names)
+			return pick(ctx, phones)
 		}
 		o.Code = func(ctx context.Context, phone string) (string, error) {
 			found()
@@ -105,7 +105,7 @@ func askCode(ctx context.Context, t *cli.TUI, phone string) (string, error) {
 		if code, ok := pairing.Code(s); ok {
 			return code, nil
 		}
-		t.Notef("that is not %d digits", pairing.Digits)
+		t.Alwaysf("that is not %d digits", pairing.Digits)
 	}
 }
 
