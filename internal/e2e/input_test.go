@@ -212,6 +212,8 @@ func TestBadUsage(t *testing.T) {
 		{args: []string{"vmux-pair", "--url", "--timeout", "0s"}, exit: 2, problem: "--timeout: 0s is not between", hint: "write --timeout 2m"},
 		{args: []string{"vmux-pair", "--url", "--timeout", "-1s"}, exit: 2, problem: "--timeout: -1s is not between", hint: "write --timeout 2m"},
 		{args: []string{"vmux-pair", "--url", "--timeout", "2h"}, exit: 2, problem: "--timeout: 2h0m0s is not between", hint: "write --timeout 2m"},
+		{args: []string{"vmux-pair", "--url", "--timeout", "1h"}, exit: 2, problem: "--timeout: a URL is good for 2m0s, not for 1h0m0s", hint: "write --timeout 2m"},
+		{args: []string{"vmux-pair", "--qr", "--timeout", "121s"}, exit: 2, problem: "--timeout: a URL is good for 2m0s", hint: "write --timeout 2m"},
 		{args: []string{"vmux-pair", "--url", "--timeout", "120"}, exit: 2, problem: `"120" is no value for --timeout`, hint: "--timeout 90s"},
 		{args: []string{"vmux-pair", "--url", "--address", "nowhere"}, exit: 2, problem: "--address: ", hint: "vmux-signer serve"},
 		{args: []string{"vmux-pair", "--url", "--address", ":4022"}, exit: 2, problem: "--address: ", hint: "vmux-signer serve"},

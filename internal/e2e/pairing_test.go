@@ -321,6 +321,7 @@ func TestPairByDigits(t *testing.T) {
 			user.Expect(digitsPrompt)
 			if ownerFirst {
 				owner.replies("y\n", "approved")
+				owner.Expect("waiting for the digits to be typed on the device")
 			}
 			// What is not six digits does not use the window up.
 			for _, slip := range []string{"12345\n", "1234567\n", "12345x\n", "\n", "١٢٣٤٥٦\n"} {
@@ -379,12 +380,12 @@ func TestPairByDigitsFails(t *testing.T) {
 			user.Type(code + "\n")
 			owner.replies("n\n", "denied")
 			user.fails(5, "the pairing was declined", "vmux-pair")
-			owner.fails(1, "the pairing was declined", again)
+			owner.fails(5, "the pairing was declined", again)
 		}},
 		{"declined before the digits", func(owner, user *console, code string) {
 			owner.replies("\n", "denied")
 			user.fails(5, "the pairing was declined", "vmux-pair")
-			owner.fails(1, "the pairing was declined", again)
+			owner.fails(5, "the pairing was declined", again)
 		}},
 		{"Ctrl-C at the digits", func(owner, user *console, code string) {
 			user.Type("\x03")
@@ -478,7 +479,7 @@ func TestPairWindowIsForOne(t *testing.T) {
 	user.Expect(digitsPrompt)
 	_, code := owner.asks()
 	late := second.console("vmux-pair", "--address", p.address, "--timeout", "1s")
-	late.fails(1, "no phone with an open pairing window was found", "vmux-signer pair")
+	late.fails(6, "no phone with an open pairing window was found in time", "vmux-signer pair")
 	p.closed()
 	user.Type(code + "\n")
 	owner.replies("y\n", "approved")
@@ -583,7 +584,7 @@ func TestPairUsedURL(t *testing.T) {
 		t.Fatal("the same URL again")
 	}
 	r := p.run("vmux-signer", "pair", used)
-	if r.exit != 1 || !strings.Contains(r.stderr, "error: ") || !strings.Contains(r.stderr, "hint: ") {
+	if r.exit != 1 || !strings.Contains(r.stderr, "error: this pairing URL was used before") || !strings.Contains(r.stderr, "hint: make a new one on the device: vmux-pair --url") {
 		t.Errorf("used URL: %v", r)
 	}
 	if now := d.phones(); fmt.Sprint(now) != fmt.Sprint(known) {
@@ -599,18 +600,74 @@ func TestPairUsedURL(t *testing.T) {
 	}
 }
 
+// A pipe takes the URL from one command to the other, and no list of processes
+// has it.
+func TestPairURLByPipe(t *testing.T) {
+	t.Parallel()
+	p, d := newPhone(t), newDevice(t, "laptop")
+	p.serve("--approve", "always")
+	first := d.spawn("vmux-pair", "--url", "--address", p.address)
+	url := first.wait(`^vmux-pair://\S+`)[0]
+	if r := p.runInput(url+"\n", "vmux-signer", "pair", "-"); r.exit != 0 || !strings.Contains(r.stderr, "paired with laptop") {
+		t.Errorf("vmux-signer pair -: %v", r)
+	}
+	if exit := first.ended(); exit != 0 {
+		t.Errorf("vmux-pair: exit %d\n%s", exit, first.output())
+	}
+	// At a terminal it is asked for.
+	second := d.spawn("vmux-pair", "--url", "--address", p.address)
+	url = second.wait(`^vmux-pair://\S+`)[0]
+	owner := p.console("vmux-signer", "pair", "-")
+	owner.Expect("the URL that vmux-pair --url prints: ")
+	owner.Type(url + "\n")
+	owner.Expect("paired with laptop")
+	if a, b := second.ended(), owner.ended(); a != 0 || b != 0 {
+		t.Errorf("vmux-pair: exit %d, vmux-signer pair: exit %d", a, b)
+	}
+	// Nothing is opened for nothing.
+	if r := p.runInput("", "vmux-signer", "pair", "-"); r.exit != 2 || !strings.Contains(r.stderr, "error: not a pairing URL: it is empty") {
+		t.Errorf("vmux-signer pair - of nothing: %v", r)
+	}
+}
+
+// The owner is told that the name is that of another device.
+func TestPairNameIsTaken(t *testing.T) {
+	t.Parallel()
+	p, d, double := newPhone(t), newDevice(t, "laptop"), newDevice(t, "laptop")
+	p.serve("--approve", "always")
+	pair(t, d, p)
+	owner := p.window()
+	user := double.console("vmux-pair", "--address", p.address)
+	text := owner.Expect("Accept? [y/N]")
+	if !strings.Contains(text, "Another device called laptop is paired already. This one would be laptop-2.\r\n") {
+		t.Errorf("the phone asks %q", text)
+	}
+	m := codeShown.FindStringSubmatch(text)
+	if m == nil {
+		t.Fatalf("the phone asks %q", text)
+	}
+	user.Expect(digitsPrompt)
+	user.Type(m[2] + m[3] + "\n")
+	owner.replies("y\n", "approved")
+	owner.Expect("paired with laptop-2")
+	if a, b := user.ended(), owner.ended(); a != 0 || b != 0 {
+		t.Errorf("vmux-pair: exit %d, vmux-signer pair: exit %d", a, b)
+	}
+}
+
 func TestPairExpiredURL(t *testing.T) {
 	t.Parallel()
 	p, d := newPhone(t), newDevice(t, "laptop")
 	p.serve("--approve", "always")
 	r := d.run("vmux-pair", "--url", "--address", p.address, "--timeout", "1s")
 	url := strings.TrimSpace(r.stdout)
-	if r.exit != 1 || !strings.HasPrefix(url, "vmux-pair://1/") ||
-		!strings.Contains(r.stderr, "error: no phone with an open pairing window was found") || !strings.Contains(r.stderr, "hint: ") {
+	if r.exit != 6 || !strings.HasPrefix(url, "vmux-pair://1/") ||
+		!strings.Contains(r.stderr, "error: no phone took the URL in time") || !strings.Contains(r.stderr, "hint: give the URL to the phone") {
 		t.Errorf("vmux-pair: %v", r)
 	}
 	r = p.run("vmux-signer", "pair", url, "--timeout", "1s")
-	if r.exit != 6 || !strings.Contains(r.stderr, "error: the pairing window closed before a device was paired") || !strings.Contains(r.stderr, "hint: ") {
+	if r.exit != 6 || !strings.Contains(r.stderr, "error: the pairing window closed before a device was paired: the URL was used, has expired, or vmux-pair no longer waits for it") ||
+		!strings.Contains(r.stderr, "hint: make a new URL on the device") {
 		t.Errorf("vmux-signer pair: %v", r)
 	}
 	if len(d.phones()) != 0 || len(p.devices()) != 0 {
@@ -623,7 +680,7 @@ func TestPairExpiredURL(t *testing.T) {
 func TestPairURLIsForItsDevice(t *testing.T) {
 	t.Parallel()
 	p, d, other := newPhone(t), newDevice(t, "laptop"), newDevice(t, "other")
-	p.serve("--approve", "always")
+	p.serve("--approve", "always", "--log-level", "debug")
 	url := strings.TrimSpace(d.run("vmux-pair", "--url", "--address", p.address, "--timeout", "1s").stdout)
 	intruder := other.spawn("vmux-pair", "--url", "--address", p.address)
 	intruder.wait(`^vmux-pair://`)

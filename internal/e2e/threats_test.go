@@ -412,7 +412,7 @@ func TestThreat_T09_SecondPairing(t *testing.T) {
 
 	// Without a window it is not even asked.
 	user := stranger.console("vmux-pair", "--address", p.address, "--timeout", "1s")
-	user.fails(1, "no pairing window is open on the phone", "vmux-signer pair")
+	user.fails(6, "no phone with an open pairing window was found in time", "vmux-signer pair")
 	unchanged()
 
 	owner := p.window()
@@ -425,7 +425,7 @@ func TestThreat_T09_SecondPairing(t *testing.T) {
 	user.Type(code + "\n")
 	owner.replies("n\n", "denied")
 	user.fails(5, "the pairing was declined", "vmux-pair")
-	owner.fails(1, "the pairing was declined", "vmux-signer pair")
+	owner.fails(5, "the pairing was declined", "vmux-signer pair")
 	unchanged()
 	p.closed()
 
@@ -451,7 +451,7 @@ func TestThreat_T09_SecondPairing(t *testing.T) {
 	if err := soon(t, "end of a pairing", ended); err == nil {
 		t.Error("paired")
 	}
-	owner.fails(1, "declined", "vmux-signer pair")
+	owner.fails(5, "declined", "vmux-signer pair")
 	unchanged()
 	p.closed()
 	if n := strings.Count(p.serving.output(), `"outcome":"failed"`); n != 2 {
