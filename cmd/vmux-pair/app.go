@@ -18,6 +18,7 @@ import (
 
 	"vmux.app/toolkit/internal/agent"
 	"vmux.app/toolkit/internal/cli"
+	"vmux.app/toolkit/internal/control"
 	"vmux.app/toolkit/internal/safetext"
 	"vmux.app/toolkit/internal/store"
 	"vmux.app/toolkit/internal/transport/lan"
@@ -59,13 +60,16 @@ func run(c *cli.Context) error {
 	if err := checkFlags(c); err != nil {
 		return err
 	}
+	config, err := cli.LoadConfig(c)
 	switch {
+	case err != nil:
+		return err
 	case c.Bool("list"):
 		return list(c)
 	case c.IsSet("forget"):
-		return forget(c)
+		return forget(c, config)
 	}
-	return pair(c)
+	return pair(c, config)
 }
 
 // checkFlags refuses combinations of which one part would be ignored.
@@ -186,7 +190,7 @@ func loadState(c *cli.Context) (*store.Store, store.State, error) {
 	return s, state, err
 }
 
-func forget(c *cli.Context) error {
+func forget(c *cli.Context, config store.Config) error {
 	s, state, err := loadState(c)
 	if err != nil {
 		return err
@@ -218,19 +222,16 @@ func forget(c *cli.Context) error {
 		fmt.Fprintf(w, "forgot %s\n", safetext.Line(found[0].Name, store.MaxName))
 	})
 	t.Notef("to make the phone forget this device: vmux-signer forget DEVICE, or Devices in its app")
-	return reload(c)
+	reload(c, config)
+	return nil
 }
 
-// reload has a running agent take up what has changed. Without an agent there
-// is nothing to do.
-func reload(c *cli.Context) error {
-	config, err := cli.LoadConfig(c)
-	if err != nil {
-		return err
-	}
+// reload has a running agent take up what has changed, and says whether there is
+// one that did. Without an agent there is nothing to do.
+func reload(c *cli.Context, config store.Config) bool {
 	ctx, cancel := context.WithTimeout(c.Context, reloadTimeout)
 	defer cancel()
-	err = agent.Ask(ctx, config.Socket, "reload", nil, nil)
+	err := agent.Ask(ctx, config.Socket, control.Reload, nil, nil)
 	t := cli.From(c)
 	switch {
 	case errors.Is(err, agent.ErrNotRunning):
@@ -238,7 +239,7 @@ func reload(c *cli.Context) error {
 	case err != nil:
 		t.Warnf("the running agent did not take it up (%v); restart it", err)
 	}
-	return nil
+	return err == nil
 }
 
 // choose has a person choose one of several phones.

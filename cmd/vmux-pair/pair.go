@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"time"
 
 	"github.com/mdp/qrterminal/v3"
 
@@ -19,14 +20,14 @@ import (
 	"vmux.app/toolkit/internal/transport/lan"
 )
 
-func pair(c *cli.Context) error {
+func pair(c *cli.Context, config store.Config) error {
 	t := cli.From(c)
 	byURL := c.Bool("qr") || c.Bool("url")
 	if !byURL && !t.Interactive() {
 		return cli.Fail(cli.ExitUsage, "run it in a terminal, or use a one-time URL: vmux-pair --url",
 			fmt.Errorf("nobody can be asked for the digits: %w", cli.ErrNoTerminal))
 	}
-	o, err := options(c)
+	o, err := options(c, config)
 	if err != nil {
 		return err
 	}
@@ -54,7 +55,10 @@ func pair(c *cli.Context) error {
 			found()
 			return askCode(ctx, t, phone)
 		}
-		o.Typed = func() { waiting = t.Waiting("the owner to accept on the phone", timeout) }
+		o.Typed = func() {
+			deadline, _ := ctx.Deadline()
+			waiting = t.Waiting("the owner to accept on the phone", time.Until(deadline))
+		}
 	}
 	paired, err := phone.Pair(ctx, o)
 	waiting()
@@ -69,14 +73,13 @@ func pair(c *cli.Context) error {
 		t.Result(map[string]any{"paired": toJSON(paired)}, nil)
 	}
 	t.Notef("paired with %s, which holds %s", name, count(len(paired.Keys), "key"))
-	return reload(c)
+	if reload(c, config) {
+		firstCertificate(c, config, paired)
+	}
+	return nil
 }
 
-func options(c *cli.Context) (phone.PairOptions, error) {
-	config, err := cli.LoadConfig(c)
-	if err != nil {
-		return phone.PairOptions{}, err
-	}
+func options(c *cli.Context, config store.Config) (phone.PairOptions, error) {
 	log := cli.From(c).Logger()
 	o, err := phone.Prepare(store.Env(os.Getenv), config, "vmux-pair "+cli.Version(), []transport.Network{lan.New(log)}, log)
 	if err != nil {

@@ -197,6 +197,11 @@ func TestAgentFollowsPairings(t *testing.T) {
 	if out := d.ok("ssh-add", "-l"); !strings.Contains(out, "(ECDSA)") {
 		t.Errorf("after pairing: %s", out)
 	}
+	// A finished pairing asks for a session certificate of the default validity.
+	if out := d.ok("vmux-cert", "list"); !strings.Contains(out, "7h59m") && !strings.Contains(out, "8h left") {
+		t.Errorf("after pairing: %s", out)
+	}
+	p.serving.wait(`"operation":"certificate".*"outcome":"signed"`)
 	s := newServer(t, d.ok("ssh-add", "-L"))
 	if r := s.login(d, "true"); r.exit != 0 {
 		t.Errorf("login: %v", r)
@@ -207,6 +212,50 @@ func TestAgentFollowsPairings(t *testing.T) {
 	}
 	p.serving.wait(`"event":"disconnected"`)
 	d.serving.wait(`phone forgotten`)
+}
+
+// vmux.toml can turn the first certificate off; and the owner can say no, which
+// leaves the pairing as it is.
+func TestPairingWithoutCertificate(t *testing.T) {
+	t.Parallel()
+	p := newPhone(t)
+	owner := p.askpass()
+	p.serve("--approve", "askpass")
+	d := newHost(t)
+	d.agent()
+
+	start := func() *process {
+		pairing := d.spawn("vmux-pair", "--url", "--address", p.address)
+		p.ok("vmux-signer", "pair", pairing.wait(`^vmux-pair://\S+`)[0])
+		return pairing
+	}
+	pairing := start()
+	prompt := owner.next()
+	for _, want := range []string{"certificate", "8 h", "the pairing has finished"} {
+		if !strings.Contains(prompt.prompt, want) {
+			t.Errorf("the prompt does not have %q:\n%s", want, prompt.prompt)
+		}
+	}
+	prompt.deny()
+	if exit := pairing.ended(); exit != 0 || !strings.Contains(pairing.output(), "warning: no session certificate") {
+		t.Errorf("a denied certificate: exit %d\n%s", exit, pairing.output())
+	}
+	if out := d.ok("vmux-pair", "--list"); !strings.Contains(out, "Pocket") {
+		t.Errorf("the pairing is gone: %s", out)
+	}
+	if r := d.run("vmux-cert", "check"); r.exit != 2 {
+		t.Errorf("a denied certificate: %v", r)
+	}
+
+	if err := os.MkdirAll(d.path(".config", "vmux"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	d.write(".config/vmux/vmux.toml", "[certificate]\nafter-pairing = \"no\"\n", 0o600)
+	d.ok("vmux-pair", "--forget", "Pocket")
+	pairing = start()
+	if exit := pairing.ended(); exit != 0 || strings.Contains(pairing.output(), "certificate") {
+		t.Errorf("turned off: exit %d\n%s", exit, pairing.output())
+	}
 }
 
 // A device that the phone forgot is cut off at once and told why.
