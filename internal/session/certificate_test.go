@@ -206,6 +206,28 @@ func TestUses(t *testing.T) {
 	}
 }
 
+// TestTake has as many takers as the machine runs at once: not one more is let through.
+func TestTake(t *testing.T) {
+	t.Parallel()
+	const n = 1000
+	c := &Certificate{spec: spec(uses(n))}
+	var taken atomic.Int64
+	var all sync.WaitGroup
+	for range 8 {
+		all.Go(func() {
+			for range n {
+				if c.take() {
+					taken.Add(1)
+				}
+			}
+		})
+	}
+	all.Wait()
+	if taken.Load() != n || c.taken.Load() != n {
+		t.Errorf("%d of %d were taken, %d counted", taken.Load(), n, c.taken.Load())
+	}
+}
+
 // TestFailedSignatureDoesNotCount breaks the key, mends it, and uses all that was asked for.
 func TestFailedSignatureDoesNotCount(t *testing.T) {
 	t.Parallel()

@@ -70,19 +70,18 @@ func (k *key) acquire() bool {
 }
 
 func (k *key) release() {
-	if k.state.Add(-1) == ended {
+	if k.state.Add(-1)&ended != 0 {
 		k.wipe()
 	}
 }
 
 // end lets no further signature begin. It waits for none; the last one under way wipes.
 func (k *key) end() {
-	if k.state.Or(ended) == 0 {
-		k.wipe()
-	}
+	k.state.Or(ended)
+	k.wipe()
 }
 
-// wipe is called when the key has ended and no signature is under way; a failing acquire may call it as well.
+// wipe wipes a key that has ended, unless a signature is under way, whose release calls it again.
 func (k *key) wipe() {
 	if k.state.CompareAndSwap(ended, ended|wiped) {
 		clear(k.private.D.Bits())

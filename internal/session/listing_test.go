@@ -89,6 +89,48 @@ func TestListing(t *testing.T) {
 	}
 }
 
+// TestListingBySameCertificates has listers that are offered the same certificates in different orders.
+func TestListingBySameCertificates(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	host := newSigner(t).PublicKey()
+	plain, scoped := r.request(spec()), r.request(spec(toHosts(host)))
+	for range 2 {
+		if got := r.For(Lister{}); !slices.Equal(got, []*Certificate{plain, scoped}) {
+			t.Errorf("unbound: got %v", serials(got))
+		}
+		if got := r.For(Lister{HostKey: host.Marshal(), Bound: true}); !slices.Equal(got, []*Certificate{scoped, plain}) {
+			t.Errorf("bound: got %v", serials(got))
+		}
+	}
+}
+
+// TestListingByOneLimit has each limit that a listing goes by alone.
+func TestListingByOneLimit(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		scope func(*Spec)
+		not   Lister
+	}{
+		"no forwarding": {notForwarded, Lister{Forwarded: true}},
+		"hosts":         {toHosts(newSigner(t).PublicKey()), Lister{Bound: true}},
+		"job":           {inJob, Lister{PID: 12, Alive: alive}},
+	} {
+		r := newRig(t)
+		r.family(11, job.PID)
+		r.request(spec(c.scope))
+		if got := r.For(c.not); len(got) != 0 {
+			t.Errorf("%s: it is offered", name)
+		}
+		if got := r.For(Lister{PID: 11, Alive: alive}); len(got) != 1 {
+			t.Errorf("%s: it is not offered", name)
+		}
+		if got := r.Current(); len(got) != 1 {
+			t.Errorf("%s: it is not among the current ones", name)
+		}
+	}
+}
+
 // TestVariants has more kinds of listers than listings are kept, at once.
 func TestVariants(t *testing.T) {
 	t.Parallel()

@@ -41,7 +41,10 @@ type Manager struct {
 	log       *slog.Logger
 	clock     Clock
 	limits    limits
-	descends  func(pid int, root process.Process) (bool, error)
+
+	// For tests.
+	newKey   func() (*key, error)
+	descends func(pid int, root process.Process) (bool, error)
 
 	current atomic.Pointer[snapshot]
 
@@ -64,6 +67,7 @@ func New(o Options) *Manager {
 		limits: limits{
 			cmp.Or(o.MinValidity, defaultMinValidity), cmp.Or(o.MaxValidity, defaultMaxValidity), cmp.Or(o.MaxPrincipals, defaultMaxPrincipals),
 		},
+		newKey:   newKey,
 		descends: process.Descends,
 		wake:     make(chan struct{}, 1),
 		stop:     make(chan struct{}),
@@ -105,7 +109,7 @@ func (m *Manager) Request(ctx context.Context, s Spec) (Info, error) {
 		return Info{}, err
 	}
 	defer m.unreserve()
-	k, err := newKey()
+	k, err := m.newKey()
 	if err != nil {
 		return Info{}, err
 	}

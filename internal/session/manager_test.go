@@ -95,8 +95,9 @@ func inBubble(t *testing.T, f func(t *testing.T, r *rig, s *sleeper)) {
 // TestTimerWipes: nobody asks for anything, and the key is gone at the end.
 func TestTimerWipes(t *testing.T) {
 	inBubble(t, func(t *testing.T, r *rig, s *sleeper) {
+		time.Sleep(300 * time.Millisecond) // so that the end is not on a look that comes anyway
 		c := r.request(spec(validity(15 * time.Second)))
-		time.Sleep(15*time.Second - time.Millisecond)
+		time.Sleep(14700*time.Millisecond - time.Millisecond)
 		synctest.Wait()
 		if wipedKey(c.key) {
 			t.Error("wiped before the end")
@@ -207,6 +208,38 @@ func TestJobEnds(t *testing.T) {
 			t.Error("not dropped when the pid was given away")
 		}
 	})
+}
+
+// TestFailedRequestWipes: whatever a request fails for, its key is wiped.
+func TestFailedRequestWipes(t *testing.T) {
+	t.Parallel()
+	for name, fail := range map[string]func(r *rig){
+		"denied": func(r *rig) {
+			r.authority.asked = func(context.Context, Spec) error { return errors.New("denied") }
+		},
+		"mismatch": func(r *rig) { r.authority.change = func(c *ssh.Certificate) { c.ValidBefore++ } },
+		"rubbish":  func(r *rig) { r.authority.answer = func(_, ca []byte) ([]byte, []byte) { return nil, ca } },
+		"closed": func(r *rig) {
+			r.authority.asked = func(context.Context, Spec) error { r.Close(); return nil }
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r := newRig(t)
+			var k *key
+			r.newKey = func() (_ *key, err error) {
+				k, err = newKey()
+				return k, err
+			}
+			fail(r)
+			if _, err := r.Request(t.Context(), spec()); err == nil {
+				t.Fatal("it does not fail")
+			}
+			if !wipedKey(k) {
+				t.Error("its key is not wiped")
+			}
+		})
+	}
 }
 
 func TestReplace(t *testing.T) {
