@@ -151,7 +151,7 @@ func (s *server) signLogged(ctx context.Context, pin transport.Pin, device Devic
 
 	ctx, cancel := context.WithTimeoutCause(ctx, expires.Sub(now), errExpired)
 	defer cancel()
-	err = s.prompts.ask(ctx, promptKey{device: pin, key: string(r.PublicKeyBlob), data: sha256.Sum256(r.Data)},
+	err = s.prompts.ask(ctx, promptKey{device: pin, key: string(r.PublicKeyBlob), data: sha256.Sum256(r.Data), session: string(m.SessionID)},
 		newPrompt(device, key, m, &r.Context), expires)
 	if err != nil {
 		return nil, err

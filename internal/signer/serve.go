@@ -312,13 +312,15 @@ func (s *server) accept(ctx context.Context, l net.Listener) {
 			}
 			continue
 		}
-		s.conns.Go(func() { s.connection(ctx, raw) })
+		// In the order of arrival: an honest newcomer must not be the oldest at once.
+		release := s.handshakes.take(raw.RemoteAddr(), func() { raw.Close() })
+		s.conns.Go(func() { s.connection(ctx, raw, release) })
 	}
 }
 
-// connection does the handshake with a stranger and hands on who passes.
-func (s *server) connection(ctx context.Context, raw net.Conn) {
-	release := s.handshakes.take(raw.RemoteAddr(), func() { raw.Close() })
+// connection does the handshake with a stranger and hands on who passes. release
+// gives back the handshake's slot.
+func (s *server) connection(ctx context.Context, raw net.Conn, release func()) {
 	hctx, cancel := context.WithTimeout(ctx, handshakeTime)
 	c, err := transport.Server(hctx, raw, s.identity, s.admit)
 	cancel()

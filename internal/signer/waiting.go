@@ -6,6 +6,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"errors"
+	"fmt"
 	"sync"
 	"time"
 
@@ -24,7 +25,14 @@ type promptKey struct {
 	key    string // blob of the identity, empty when the request names none
 	data   [sha256.Size]byte
 	id     string // of a request that shares its prompt with no other
+	// session is a login's session id. A no is for the login, whichever key was
+	// asked for; a yes is for the key that was shown.
+	session string
 }
+
+// errSessionDenied is the end of the prompts for a login that was denied with
+// another key.
+var errSessionDenied = fmt.Errorf("%w, as the same login with another key", ErrDenied)
 
 // prompts are the prompts that wait for the owner.
 type prompts struct {
@@ -103,6 +111,11 @@ func (ps *prompts) join(k promptKey, p *Prompt, expires time.Time) (*openPrompt,
 		}
 		o.err = err
 		ps.closeLocked(k, o)
+		if errors.Is(err, ErrDenied) && k.session != "" {
+			ps.withdrawLocked(func(other promptKey) bool {
+				return other.device == k.device && other.session == k.session
+			}, errSessionDenied)
+		}
 		if ps.count[k.device]--; ps.count[k.device] == 0 {
 			delete(ps.count, k.device)
 		}
@@ -123,6 +136,10 @@ func (ps *prompts) closeLocked(k promptKey, o *openPrompt) {
 func (ps *prompts) withdraw(gone func(promptKey) bool, cause error) {
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
+	ps.withdrawLocked(gone, cause)
+}
+
+func (ps *prompts) withdrawLocked(gone func(promptKey) bool, cause error) {
 	for k, o := range ps.open {
 		if gone(k) {
 			o.cancel(cause)
