@@ -675,3 +675,51 @@ func TestInWords(t *testing.T) {
 		}
 	}
 }
+
+// C03: the same over a real link, whose phone says that it has a CA, and a
+// cancel withdraws the prompt.
+func TestThreat_C03_CertificateOverTheLink(t *testing.T) {
+	t.Parallel()
+	a := newAnswers()
+	r := serve(t, testHome(t), a)
+	d := newDevice(t, "laptop")
+	pairByURL(t, r, d)
+	l, err := d.link(t, r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !slices.Contains(l.Peer().Capabilities, envelope.CapabilityCertificate) {
+		t.Errorf("capabilities %q", l.Peer().Capabilities)
+	}
+	p, err := l.Call(t.Context(), "keys", &envelope.KeyListRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ask := func(ctx context.Context, id string) <-chan result {
+		c := make(chan result, 1)
+		go func() {
+			p, err := l.Call(ctx, id, usual(t))
+			c <- result{p, err}
+		}()
+		return c
+	}
+	done := ask(t.Context(), "one")
+	select {
+	case q := <-a.asked:
+		q.reply <- nil
+	case got := <-done:
+		t.Fatal(got.err)
+	}
+	got := <-done
+	if c := wantCertificate(t, got.payload, got.err, ""); c != nil && !bytes.Equal(c.SignatureKey.Marshal(), p.(*envelope.KeyListResponse).CAKey) {
+		t.Errorf("signed by %s", fingerprint(c.SignatureKey))
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done = ask(ctx, "two")
+	q := <-a.asked
+	cancel()
+	<-q.ctx.Done()
+	if got := <-done; got.err == nil {
+		t.Errorf("answer %v", got.payload)
+	}
+}
