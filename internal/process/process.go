@@ -157,7 +157,7 @@ func descends(pid int, root Process, look func(int) (Process, error)) (bool, err
 			}
 			return again.Start == first.Start, nil
 		}
-		if p.Parent <= 0 || p.Parent == p.PID {
+		if p.Parent <= 0 {
 			break
 		}
 		parent, err := look(p.Parent)

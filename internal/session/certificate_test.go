@@ -206,25 +206,39 @@ func TestUses(t *testing.T) {
 	}
 }
 
-// TestTake has as many takers as the machine runs at once: not one more is let through.
+// TestTake has two at once for the one use of each of many certificates.
 func TestTake(t *testing.T) {
 	t.Parallel()
-	const n = 1000
-	c := &Certificate{spec: spec(uses(n))}
-	var taken atomic.Int64
+	type round struct {
+		c       *Certificate
+		arrived atomic.Int64
+		taken   atomic.Int64
+	}
+	rounds := make([]round, 5000)
+	once := spec(uses(1))
+	for i := range rounds {
+		rounds[i].c = &Certificate{spec: once}
+	}
 	var all sync.WaitGroup
-	for range 8 {
+	for range 2 {
 		all.Go(func() {
-			for range n {
-				if c.take() {
-					taken.Add(1)
+			for i := range rounds {
+				r := &rounds[i]
+				r.arrived.Add(1)
+				for r.arrived.Load() < 2 {
+					runtime.Gosched()
+				}
+				if r.c.take() {
+					r.taken.Add(1)
 				}
 			}
 		})
 	}
 	all.Wait()
-	if taken.Load() != n || c.taken.Load() != n {
-		t.Errorf("%d of %d were taken, %d counted", taken.Load(), n, c.taken.Load())
+	for i := range rounds {
+		if n, counted := rounds[i].taken.Load(), rounds[i].c.taken.Load(); n != 1 || counted != 1 {
+			t.Fatalf("%d took, %d are counted", n, counted)
+		}
 	}
 }
 
