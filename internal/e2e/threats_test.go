@@ -780,6 +780,7 @@ func TestThreat_G03_TwoUsers(t *testing.T) {
 	for _, who := range people {
 		who.d, who.p = newHost(t), &phone{host: newHost(t)}
 		who.d.setenv("VMUX_NAME", who.name+"-laptop")
+		who.d.setenv("VMUX_CERTIFICATE_AFTER_PAIRING", "no") // the phone signs
 		who.d.asUser(who.name)
 		who.p.asUser(who.name)
 	}
@@ -981,6 +982,7 @@ func TestThreat_I03_DebugLogs(t *testing.T) {
 	owner := p.askpass()
 	p.serve("--approve", "askpass", "--log-level", "debug")
 	d := newDevice(t, "laptop")
+	d.setenv("VMUX_CERTIFICATE_AFTER_PAIRING", "no") // the phone signs
 	d.agent("--log-level", "debug")
 
 	// Pairings: by URL, declined, with wrong digits, by digits.
