@@ -189,6 +189,7 @@ func TestAgentFollowsPairings(t *testing.T) {
 	p := newPhone(t)
 	p.serve("--approve", "always")
 	d := newHost(t)
+	d.setenv("VMUX_CERTIFICATE_AFTER_PAIRING", "")
 	d.agent()
 	if r := d.run("ssh-add", "-l"); r.exit != 1 {
 		t.Fatalf("before: %v", r)
@@ -222,6 +223,7 @@ func TestPairingWithoutCertificate(t *testing.T) {
 	owner := p.askpass()
 	p.serve("--approve", "askpass")
 	d := newHost(t)
+	d.setenv("VMUX_CERTIFICATE_AFTER_PAIRING", "")
 	d.agent()
 
 	start := func() *process {

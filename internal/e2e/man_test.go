@@ -300,9 +300,7 @@ func TestManReferences(t *testing.T) {
 	xr := regexp.MustCompile(`(?m)\bXr (vmux\S*) ([1-9])`)
 	word := regexp.MustCompile(`\bvmux-[a-z]+\b`)
 	known := []string{"vmux-security", "vmux-protocol"}
-	for _, name := range commands(t) {
-		known = append(known, name)
-	}
+	known = append(known, commands(t)...)
 	for _, p := range pages {
 		for _, m := range xr.FindAllStringSubmatch(p.text, -1) {
 			if _, ok := pages[m[1]+"."+m[2]]; !ok {

@@ -113,6 +113,8 @@ func newHost(t testing.TB) *host {
 		binDirEnv + "=" + binDir,
 		"GORACE=halt_on_error=1 atexit_sleep_ms=0",
 		"SSH_AUTH_SOCK=" + filepath.Join(home, ".ssh", "vmux-agent.sock"),
+		// Tests of this say so; in others it would be one more prompt.
+		"VMUX_CERTIFICATE_AFTER_PAIRING=no",
 	}}
 }
 
