@@ -10,6 +10,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math/big"
 	"sync/atomic"
 
 	"golang.org/x/crypto/cryptobyte"
@@ -84,10 +85,17 @@ func (k *key) end() {
 // wipe wipes a key that has ended, unless a signature is under way, whose release calls it again.
 func (k *key) wipe() {
 	if k.state.CompareAndSwap(ended, ended|wiped) {
-		clear(k.private.D.Bits())
-		k.private.D.SetInt64(0)
+		d := scalar(k.private)
+		clear(d.Bits())
+		d.SetInt64(0)
 		k.private = nil
 	}
+}
+
+// scalar is the secret number itself.
+func scalar(k *ecdsa.PrivateKey) *big.Int {
+	//lint:ignore SA1019 PrivateKey.Bytes gives a copy, and what is to be overwritten is the original
+	return k.D
 }
 
 var errSignature = errors.New("crypto/ecdsa gave a malformed signature")

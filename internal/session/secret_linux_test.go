@@ -22,7 +22,7 @@ func TestThreat_T01_NothingOfTheKeyIsLeft(t *testing.T) {
 	r := newRig(t)
 	c := r.request(spec())
 	s := newSearch(t)
-	c.key.private.D.FillBytes(s.needle[:32])
+	scalar(c.key.private).FillBytes(s.needle[:32])
 	for i := range 32 {
 		s.needle[i] ^= mask
 		s.needle[63-i] = s.needle[i]
