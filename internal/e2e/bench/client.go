@@ -3,6 +3,7 @@
 package main
 
 import (
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -184,5 +185,5 @@ func rate(socket string, connections int, message []byte, want byte, span time.D
 		})
 	}
 	all.Wait()
-	return float64(count.Load()) / time.Since(start).Seconds(), errors.Join(errs...)
+	return float64(count.Load()) / time.Since(start).Seconds(), cmp.Or(errs...)
 }

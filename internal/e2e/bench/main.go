@@ -45,12 +45,19 @@ func main() {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := bench(ctx, os.Args[1]); err != nil {
+	table, err := bench(ctx, os.Args[1])
+	switch {
+	case ctx.Err() != nil:
+		fmt.Fprintln(os.Stderr, "error: interrupted\nhint: run it again: make bench")
+		stop()
+		os.Exit(130)
+	case err != nil:
 		fmt.Fprintln(os.Stderr, "error:", err)
 		fmt.Fprintln(os.Stderr, "hint: ssh-agent, ssh-add and ssh-keygen must be installed; then run it again")
 		stop()
 		os.Exit(1)
 	}
+	print(table) // when nothing is left that a closed pipe could leave running
 }
 
 // stage is where it all happens.
@@ -62,14 +69,14 @@ type stage struct {
 	running []*daemon
 }
 
-func bench(ctx context.Context, bin string) error {
+func bench(ctx context.Context, bin string) ([]row, error) {
 	bin, err := filepath.Abs(bin)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	dir, err := os.MkdirTemp("", "vmux") // short, for the sockets in it
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer os.RemoveAll(dir)
 	s := &stage{ctx: ctx, bin: bin, dir: dir}
@@ -91,9 +98,9 @@ type contender struct {
 	pid    int
 }
 
-func (s *stage) play() error {
+func (s *stage) play() ([]row, error) {
 	if err := s.prepare(); err != nil {
-		return err
+		return nil, err
 	}
 	all := []*contender{
 		{name: "vmux-agent", socket: s.path("vmux.sock"),
@@ -116,23 +123,23 @@ func (s *stage) play() error {
 		for i, c := range all {
 			took, err := s.startup(c, s.path(fmt.Sprintf("start%d%d.sock", n, i)))
 			if err != nil {
-				return fmt.Errorf("%s: %w", c.name, err)
+				return nil, fmt.Errorf("%s: %w", c.name, err)
 			}
 			table[0].add(i, took.Seconds()*1000)
 		}
 	}
 	for _, c := range all {
 		if err := s.set(c); err != nil {
-			return fmt.Errorf("%s: %w", c.name, err)
+			return nil, fmt.Errorf("%s: %w", c.name, err)
 		}
 	}
 	if err := s.sleep(settle); err != nil {
-		return err
+		return nil, err
 	}
 	for i, c := range all {
 		size, err := memory(c.pid)
 		if err != nil {
-			return fmt.Errorf("memory of %s: %w", c.name, err)
+			return nil, fmt.Errorf("memory of %s: %w", c.name, err)
 		}
 		table[1].add(i, float64(size)/1e6)
 	}
@@ -148,11 +155,11 @@ func (s *stage) play() error {
 						message, want = listMessage, msgIdentitiesAnswer
 					}
 					if err := s.ctx.Err(); err != nil {
-						return context.Cause(s.ctx)
+						return nil, context.Cause(s.ctx)
 					}
 					perSecond, err := rate(c.socket, connections, message, want, span)
 					if err != nil {
-						return fmt.Errorf("%s: %s: %w", c.name, r.name, err)
+						return nil, fmt.Errorf("%s: %s: %w", c.name, r.name, err)
 					}
 					if round > 0 {
 						r.add(i, perSecond)
@@ -162,8 +169,7 @@ func (s *stage) play() error {
 			loads = append(loads, r)
 		}
 	}
-	print(append(loads, table[1], table[0]))
-	return nil
+	return append(loads, table[1], table[0]), nil
 }
 
 // row is one line of the table: what was measured of each contender.
