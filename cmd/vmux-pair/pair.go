@@ -3,13 +3,16 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"io"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/mdp/qrterminal/v3"
+	"golang.org/x/term"
 
 	"vmux.app/toolkit/internal/cli"
 	"vmux.app/toolkit/internal/pairing"
@@ -42,7 +45,7 @@ func pair(c *cli.Context, config store.Config) error {
 			showQR(c.App.ErrWriter, u.String())
 		}
 		t.Result(map[string]any{"url": u.String()}, func(w io.Writer) { fmt.Fprintln(w, u.String()) })
-		waiting = t.Waiting("the phone; give it the URL: vmux-signer pair -", timeout)
+		waiting = t.Waiting("the phone to take the URL (vmux-signer pair -)", timeout)
 	} else {
 		found := t.Waiting("a phone with Pair open (vmux-signer pair)", timeout)
 		waiting = found
@@ -112,12 +115,26 @@ func askCode(ctx context.Context, t *cli.TUI, phone string) (string, error) {
 	}
 }
 
+// quietZone is the empty border that ISO/IEC 18004 wants, in modules.
+const quietZone = 4
+
 // showQR draws the URL for a camera. It is for people, as the text is for
-// programs.
+// programs. On a terminal the colours are set, light on dark, so that the
+// picture is the right way round whatever the terminal's own are.
 func showQR(w io.Writer, url string) {
-	qrterminal.GenerateWithConfig(url, qrterminal.Config{Level: qrterminal.L, Writer: w, QuietZone: 2,
+	var picture bytes.Buffer
+	qrterminal.GenerateWithConfig(url, qrterminal.Config{Level: qrterminal.L, Writer: &picture, QuietZone: quietZone,
 		HalfBlocks: true, BlackChar: qrterminal.BLACK_BLACK, WhiteChar: qrterminal.WHITE_WHITE,
 		BlackWhiteChar: qrterminal.BLACK_WHITE, WhiteBlackChar: qrterminal.WHITE_BLACK})
+	const lightOnDark, plain = "\x1b[97;40m", "\x1b[0m"
+	f, ok := w.(*os.File)
+	colour := ok && term.IsTerminal(int(f.Fd()))
+	for line := range strings.Lines(picture.String()) {
+		if line = strings.TrimSuffix(line, "\n"); colour {
+			line = lightOnDark + line + plain
+		}
+		fmt.Fprintln(w, line)
+	}
 }
 
 func count(n int, what string) string {

@@ -761,7 +761,7 @@ func qrModules(out string) [][]bool {
 // 18004), which is what a URL with a short name takes. It corrects nothing: the
 // picture must be perfect.
 func readQR(rows [][]bool) (string, error) {
-	const quiet = 2
+	const quiet = 4
 	size := 0
 	if len(rows) > quiet {
 		size = len(rows[0]) - 2*quiet
