@@ -23,7 +23,7 @@ func TestChooseQuietly(t *testing.T) {
 		}}
 		go func() { ended <- cli.Run(t.Context(), app, args, pty.TTY, pty.TTY, pty.TTY) }()
 		text := pty.Expect("which one (1-2)? ")
-		if !strings.Contains(text, "  1  Twin  192.0.2.2:1  SHA256:aaaaaaaa…\r\n  2  Twin  192.0.2.3:1  SHA256:bbbbbbbb…\r\n") {
+		if !strings.Contains(text, "phones with an open pairing window:\r\n  1  Twin  192.0.2.2:1  SHA256:aaaaaaaa…\r\n  2  Twin  192.0.2.3:1  SHA256:bbbbbbbb…\r\n") {
 			t.Errorf("%q: %q", args, text)
 		}
 		pty.Type("3\n")
