@@ -29,6 +29,9 @@ const (
 	statusNone cli.Status = 2
 )
 
+// backdated is how long before its making a certificate begins.
+const backdated = time.Minute
+
 // maxLine bounds what is shown of one value.
 const maxLine = 200
 
@@ -132,7 +135,7 @@ func check(c *cli.Context) error {
 	best := slices.MaxFunc(all, func(a, b session.Info) int { return a.ValidBefore.Compare(b.ValidBefore) })
 	remaining := time.Until(best.ValidBefore)
 	state, status := "good", error(nil)
-	if remaining < due(best.ValidBefore.Sub(best.ValidAfter)) {
+	if remaining < due(validity(best)) {
 		state, status = "due", statusDue
 	}
 	t.Result(map[string]any{"state": state, "remainingSeconds": max(0, int64(remaining.Seconds())), "certificate": best}, func(w io.Writer) {
@@ -141,6 +144,16 @@ func check(c *cli.Context) error {
 		}
 	})
 	return status
+}
+
+// validity is how long a certificate is valid from its making on. Phones let it
+// begin a minute before, for servers whose clocks are behind.
+func validity(i session.Info) time.Duration {
+	v := i.ValidBefore.Sub(i.ValidAfter)
+	if v > backdated {
+		v -= backdated
+	}
+	return v
 }
 
 // parseDue gives when a certificate of some validity is due for renewal.
