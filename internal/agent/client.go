@@ -57,12 +57,6 @@ func Dial(ctx context.Context, socket string) (*Client, error) {
 // Close ends the connection.
 func (c *Client) Close() error { return c.conn.Close() }
 
-// Wait returns when the agent has ended the connection, or when ctx ends; then the connection is closed.
-func (c *Client) Wait(ctx context.Context) {
-	defer context.AfterFunc(ctx, func() { c.conn.Close() })()
-	_, _ = c.in.next() // nothing was asked, so nothing comes but the end
-}
-
 // Ask sends NAME@vmux.app and decodes the result, as JSON, into out. in goes along as JSON. Both may be nil. When ctx
 // ends first, the connection is closed. Errors: ErrNotServed, *AnswerError, that of ctx, and those of the connection.
 func (c *Client) Ask(ctx context.Context, name string, in, out any) error {

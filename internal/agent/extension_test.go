@@ -239,8 +239,6 @@ func TestClient(t *testing.T) {
 		t.Error("what was made for the connection ended before it")
 	default:
 	}
-	ctx, cancel := context.WithCancel(t.Context())
-	go cancel()
-	c.Wait(ctx)
+	c.Close()
 	await(t, ended)
 }

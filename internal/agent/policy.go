@@ -3,8 +3,6 @@
 package agent
 
 import (
-	"fmt"
-
 	"vmux.app/toolkit/internal/signed"
 )
 
@@ -16,39 +14,6 @@ const (
 	AskOwner        // on the phone
 	Refuse
 )
-
-// String gives the word that vmux.toml has for a.
-func (a Action) String() string {
-	switch a {
-	case AskOwner:
-		return "ask"
-	case Refuse:
-		return "refuse"
-	default:
-		return "default"
-	}
-}
-
-// UnmarshalText reads "ask" or "refuse", exactly.
-func (a *Action) UnmarshalText(text []byte) error {
-	switch string(text) {
-	case "ask":
-		*a = AskOwner
-	case "refuse":
-		*a = Refuse
-	default:
-		return fmt.Errorf("%q is neither \"ask\" nor \"refuse\"", text)
-	}
-	return nil
-}
-
-// MarshalText writes what UnmarshalText reads.
-func (a Action) MarshalText() ([]byte, error) {
-	if a != AskOwner && a != Refuse {
-		return nil, fmt.Errorf("action %d has no text", int(a))
-	}
-	return []byte(a.String()), nil
-}
 
 // Policy says which requests never reach the phone. Its zero value asks for forwarded requests and refuses opaque
 // blobs and certificates to be signed. Logins, SSHSIG and pam_ssh_agent_auth requests are always asked for.

@@ -126,17 +126,6 @@ func TestPolicy(t *testing.T) {
 			}
 		}
 	}
-	var a Action
-	for _, word := range []string{"ask", "refuse"} {
-		if err := a.UnmarshalText([]byte(word)); err != nil || a.String() != word {
-			t.Errorf("%q: %v, %v", word, a, err)
-		}
-	}
-	for _, word := range []string{"", "Ask", "default", "refuse "} {
-		if err := a.UnmarshalText([]byte(word)); err == nil {
-			t.Errorf("%q is taken", word)
-		}
-	}
 }
 
 func TestSetPolicyTakesEffectAtOnce(t *testing.T) {

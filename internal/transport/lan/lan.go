@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"net/netip"
 	"strconv"
 	"syscall"
 	"time"
@@ -69,12 +68,6 @@ func CheckAddress(address string) error {
 		return fmt.Errorf("%q is %w: the port is not between 1 and 65535", address, ErrAddress)
 	}
 	return nil
-}
-
-// Loopback says whether only this machine can reach a listener's address.
-func Loopback(a net.Addr) bool {
-	p, err := netip.ParseAddrPort(a.String())
-	return err == nil && p.Addr().IsLoopback()
 }
 
 func control(_, _ string, c syscall.RawConn) error {
