@@ -41,6 +41,9 @@ type rig struct {
 	ids   []string // of sign requests, as they came
 	sign  func(ctx context.Context, n int, r *envelope.SignRequest) (envelope.Payload, error)
 	keys  []envelope.PublicKey
+	ca    []byte
+
+	certify func(context.Context, *envelope.CertificateRequest) (envelope.Payload, error)
 }
 
 func testKey(t *testing.T, comment string) envelope.PublicKey {
@@ -125,7 +128,9 @@ func (r *rig) one(ctx context.Context, raw net.Conn, accept func(transport.Pin) 
 		case *envelope.KeyListRequest:
 			r.mu.Lock()
 			defer r.mu.Unlock()
-			return &envelope.KeyListResponse{Keys: r.keys}, nil
+			return &envelope.KeyListResponse{Keys: r.keys, CAKey: r.ca}, nil
+		case *envelope.CertificateRequest:
+			return r.certify(ctx, q)
 		case *envelope.SignRequest:
 			r.mu.Lock()
 			r.ids = append(r.ids, id)
