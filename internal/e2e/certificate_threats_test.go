@@ -315,7 +315,6 @@ func TestThreat_C03_OpenSSHCertificate(t *testing.T) {
 	p := newPhone(t)
 	p.serve("--approve", "always")
 	d := newDevice(t, "laptop") // with every setting at its default
-	d.setenv("VMUX_CERTIFICATE_AFTER_PAIRING", "no")
 	pair(t, d, p)
 	d.agent()
 	c := d.certify()
@@ -583,7 +582,6 @@ func TestThreat_N05_NothingOutsideTheWindow(t *testing.T) {
 	t.Parallel()
 	d, _ := certifying(t)
 	in, out := newServer(t, ""), newServer(t, "")
-	inKey := parse(t, in.key).Marshal()
 	certificates := map[string]ssh.PublicKey{}
 	request := func(name string, args ...string) {
 		t.Helper()
@@ -617,18 +615,14 @@ func TestThreat_N05_NothingOutsideTheWindow(t *testing.T) {
 	sign := func(name string, binds ...bind) bool {
 		t.Helper()
 		a := rawAgent(t, d.socket())
-		id := ""
+		n++
+		id, to := session(name, n), []byte(nil)
 		for _, b := range binds {
 			n++
-			id = session(name, n)
+			id, to = session(name, n), parse(t, b.s.key).Marshal()
 			b.s.bind(a, id, b.forwarding)
 		}
-		data := loginData(id, certificates[name], inKey)
-		if id == "" {
-			n++
-			data = loginData(session(name, n), certificates[name], nil)
-		}
-		_, err := a.Sign(certificates[name], data)
+		_, err := a.Sign(certificates[name], loginData(id, certificates[name], to))
 		return err == nil
 	}
 	hop := bind{out, true}

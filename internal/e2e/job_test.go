@@ -46,6 +46,13 @@ func (h *host) job(flags []string, script string) *job {
 		h.t.Fatal(err)
 	}
 	j.socket = m[2]
+	h.t.Cleanup(func() { // a job whose vmux-cert was killed is nobody else's to end
+		select {
+		case <-j.done:
+		default:
+			syscall.Kill(j.pid, syscall.SIGKILL)
+		}
+	})
 	return j
 }
 
@@ -187,6 +194,18 @@ func TestJobIsAlone(t *testing.T) {
 	if err := syscall.Mkfifo(d.path("orphan.go"), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	orphan := func(line string) {
+		t.Helper()
+		f, err := os.OpenFile(d.path("orphan.go"), os.O_RDWR, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { f.Close() })
+		if _, err := io.WriteString(f, line); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Cleanup(func() { orphan("") }) // it ends when there is nothing to read
 	login := quoted(append([]string{need(t, "ssh")}, s.args("echo", "in")...))
 	// A grandchild, one in another session whose parent waits, a login; and one
 	// that leaves the job, and tries when its parent has gone.
@@ -194,7 +213,7 @@ func TestJobIsAlone(t *testing.T) {
 echo grandchild "$(sh -c 'ssh-add -L; true')"
 echo session "$(setsid -w sh -c 'ssh-add -L; true' | cut -d' ' -f3)"
 echo login "$(%[1]s)"
-(setsid sh -c 'read -r x <orphan.go; ssh-add -L >listed 2>&1; echo $? >status; "$@" >login 2>&1; echo $? >>status; mv status left' - %[1]s &)
+(setsid sh -c 'read -r x <orphan.go; ssh-add -L >listed 2>&1; echo $? >status; "$@" >login 2>&1; echo $? >>status; mv status left' - %[1]s >/dev/null 2>&1 &)
 echo waiting
 read -r x <$go
 `, login))
@@ -251,14 +270,7 @@ read -r x <$go
 	}
 
 	// One that left.
-	f, err := os.OpenFile(d.path("orphan.go"), os.O_RDWR, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	if _, err := io.WriteString(f, "go\n"); err != nil {
-		t.Fatal(err)
-	}
+	orphan("go\n")
 	eventually(t, "the process that left the job", func() bool {
 		_, err := os.Stat(d.path("left"))
 		return err == nil
