@@ -426,7 +426,7 @@ func (d *daemon) line(ctx context.Context, prefix string) (string, error) {
 		case <-time.After(5 * time.Millisecond):
 		}
 	}
-	return "", fmt.Errorf("%s prints no line %s...", d.cmd.Path, prefix)
+	return "", fmt.Errorf("%s prints no line that begins with %s", d.cmd.Path, prefix)
 }
 
 func (d *daemon) stop() {
