@@ -373,6 +373,7 @@ func TestServersRefuse(t *testing.T) {
 		if r := s.loginWith(d, []string{"-tt"}, "true"); !strings.Contains(r.stderr, "PTY allocation request failed") {
 			t.Errorf("a terminal in spite of --no-pty: %v", r)
 		}
+		d.ok("vmux-cert", "drop", "--all")
 		d.certify()
 		if r := s.loginWith(d, []string{"-tt"}, "true"); strings.Contains(r.stderr, "PTY allocation request failed") {
 			t.Errorf("no terminal: %v", r)

@@ -253,6 +253,19 @@ func TestThreat_T01_StolenStateHasNoSession(t *testing.T) {
 		}
 		h.serving.stop(syscall.SIGTERM)
 	}
+	// It can ask for one, as the device could, and the owner decides.
+	owner := p.askpass()
+	p.serveOn(p.address, "--no-advertise", "--approve", "askpass")
+	thief.agent()
+	c := thief.spawn("vmux-cert")
+	prompt := owner.next()
+	if !strings.Contains(prompt.prompt, "SSH Certificate Request\nFrom laptop") {
+		t.Errorf("the prompt does not name the device that was stolen:\n%s", prompt.prompt)
+	}
+	prompt.deny()
+	if exit := c.ended(); exit != 5 || len(thief.offered()) != 0 {
+		t.Errorf("denied: exit %d\n%s", exit, c.output())
+	}
 }
 
 // C02: no two certificates have a key in common, nor one with the phone, whether

@@ -311,6 +311,9 @@ func TestJobLeavesNothing(t *testing.T) {
 	if len(all) != 3 || len(d.jobDirs()) != 3 {
 		t.Fatalf("three jobs have %+v, %q", all, d.jobDirs())
 	}
+	if r := d.run("vmux-cert", "check"); r.exit != 2 { // for nobody but the jobs
+		t.Errorf("check: %v", r)
+	}
 	killed.cmd.Process.Kill()
 	at := time.Now()
 	killed.gone()
