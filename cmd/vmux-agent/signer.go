@@ -88,23 +88,23 @@ func (s *signer) Sign(ctx context.Context, r agent.Request) (*ssh.Signature, err
 	})
 	switch {
 	case errors.Is(err, phone.ErrDenied):
-		return nil, sticks{err, agent.ErrDenied}
+		return nil, known{err, agent.ErrDenied}
 	case errors.Is(err, phone.ErrTimeout):
-		return nil, sticks{err, agent.ErrUnanswered}
+		return nil, known{err, agent.ErrUnanswered}
 	case err != nil:
 		return nil, err
 	}
 	return parseSignature(blob)
 }
 
-// sticks is a phone's error that the agent knows as one of its own.
-type sticks struct {
+// known is an error that the agent knows as one of its own.
+type known struct {
 	error
 	as error
 }
 
-func (s sticks) Is(target error) bool { return target == s.as }
-func (s sticks) Unwrap() error        { return s.error }
+func (k known) Is(target error) bool { return target == k.as }
+func (k known) Unwrap() error        { return k.error }
 
 // signLocal signs with the one of certs that was asked for.
 func signLocal(certs []*session.Certificate, r agent.Request) (*ssh.Signature, error) {
@@ -112,7 +112,7 @@ func signLocal(certs []*session.Certificate, r agent.Request) (*ssh.Signature, e
 	if i < 0 {
 		return nil, session.ErrDropped // since it was listed
 	}
-	return certs[i].Sign(session.Use{
+	sig, err := certs[i].Sign(session.Use{
 		Data:      r.Data,
 		Login:     r.Meaning.Kind == signed.Login,
 		HostKey:   r.HostKey,
@@ -121,6 +121,10 @@ func signLocal(certs []*session.Certificate, r agent.Request) (*ssh.Signature, e
 		PID:       r.Peer.PID,
 		Alive:     r.Peer.Alive,
 	})
+	if _, ok := errors.AsType[*session.ScopeError](err); ok {
+		err = known{err, agent.ErrRefused}
+	}
+	return sig, err
 }
 
 // parseSignature reads a signature that came from the phone, strictly.

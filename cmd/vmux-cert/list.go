@@ -59,7 +59,10 @@ func describe(w io.Writer, i session.Info, now time.Time) {
 	line("valid", "until "+i.ValidBefore.Local().Format(time.DateTime)+", "+left(i, now))
 	limits := i.Scope.Limits()
 	if i.Scope.Uses > 0 {
-		limits = append(limits, fmt.Sprintf("%d left", i.UsesLeft))
+		limits = append(limits, fmt.Sprintf("%d of them left", i.UsesLeft))
+	}
+	if i.Job != 0 {
+		limits = append(limits, fmt.Sprintf("job of process %d", i.Job))
 	}
 	if len(limits) == 0 {
 		limits = []string{"any host, any number of times"}

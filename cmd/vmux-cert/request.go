@@ -158,6 +158,14 @@ func request(c *cli.Context) error {
 		return err
 	}
 	defer client.Close()
+	validity := p.Validity
+	if validity == 0 {
+		validity = int64(config.Certificate.Validity / time.Second)
+	}
+	if p.MinRemaining >= validity {
+		return usage("min-remaining", fmt.Errorf("no certificate of %s has so much left", duration.Short(time.Duration(validity)*time.Second)),
+			"write less than the validity, as in --validity 8h --min-remaining 1h")
+	}
 	var info session.Info
 	if err := asking(c, client, config, control.Certificate, p, &info); err != nil {
 		return err

@@ -39,6 +39,8 @@ var (
 	// ErrUnanswered is wrapped when the owner said nothing in time. For a login that sticks as well: a client that
 	// goes on with its next key asks somebody who is not there.
 	ErrUnanswered = errors.New("the owner did not answer")
+	// ErrRefused is wrapped when the signer itself does not allow it, for example by a certificate's scope.
+	ErrRefused = errors.New("refused")
 )
 
 // Key is a key that the agent offers.

@@ -200,7 +200,7 @@ func (c *conn) logDecision(r Request, err error, took time.Duration) {
 		reason = err.Error()
 		var refused refusal
 		switch {
-		case errors.As(err, &refused):
+		case errors.As(err, &refused), errors.Is(err, ErrRefused):
 			level, outcome = slog.LevelWarn, "refused"
 		case errors.Is(err, ErrDenied):
 			level, outcome = slog.LevelWarn, "denied"

@@ -70,7 +70,11 @@ func defaultText(f Flag) string {
 func synopsis(p *parsed) string {
 	cmd := p.command()
 	s := p.path() + " [flags]"
-	if len(cmd.Subcommands) > 0 {
+	switch {
+	case len(cmd.Subcommands) == 0:
+	case cmd.Action != nil:
+		s += " [COMMAND]"
+	default:
 		s += " COMMAND"
 	}
 	return strings.TrimSpace(s + " " + cmd.ArgsUsage)

@@ -74,10 +74,10 @@ type Spec struct {
 
 // Scope is what the agent holds a certificate to; a server knows nothing of it. The zero value limits nothing.
 type Scope struct {
-	Hosts        []Host          `json:"hosts,omitempty"`        // empty: any destination; else logins to these only
-	Uses         int             `json:"uses,omitempty"`         // number of signatures; 0: any
-	NoForwarding bool            `json:"noForwarding,omitempty"` // refuse what comes from a forwarded agent, or may
-	Root         process.Process `json:"-"`                      // zero: any process; else it and its descendants
+	Hosts        []Host          `json:"hosts,omitempty"`       // empty: any destination; else logins to these only
+	Uses         int             `json:"uses,omitzero"`         // number of signatures; 0: any
+	NoForwarding bool            `json:"noForwarding,omitzero"` // refuse what comes from a forwarded agent, or may
+	Root         process.Process `json:"-"`                     // zero: any process; else it and its descendants
 }
 
 // Host is a destination. Name is for people, the fingerprints decide.
@@ -90,7 +90,8 @@ type Host struct {
 func (s Scope) Limits() []string {
 	var all []string
 	for _, h := range s.Hosts {
-		all = append(all, strings.Join(append([]string{"host", h.Name}, h.Fingerprints...), " "))
+		words := append([]string{"host", h.Name}, h.Fingerprints...)
+		all = append(all, strings.Join(slices.Compact(words), " ")) // a host may be called by its fingerprint
 	}
 	switch {
 	case s.Uses == 1:
@@ -126,8 +127,8 @@ type Info struct {
 	Extensions      map[string]string `json:"extensions,omitempty"`
 	Identity        string            `json:"identity,omitempty"`
 	Scope           Scope             `json:"scope"`
-	Job             int               `json:"job,omitempty"`      // pid of Scope.Root
-	UsesLeft        int               `json:"usesLeft,omitempty"` // where Scope.Uses limits them; a certificate with none left is gone
+	Job             int               `json:"job,omitzero"`      // pid of Scope.Root
+	UsesLeft        int               `json:"usesLeft,omitzero"` // where Scope.Uses limits them; a certificate with none left is gone
 }
 
 var (

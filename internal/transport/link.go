@@ -183,7 +183,9 @@ func (l *Link) Ping(ctx context.Context) error {
 	return err
 }
 
-func (l *Link) call(ctx context.Context, id string, req envelope.Payload, first time.Duration) (envelope.Payload, error) {
+// call gives the link up when the phone says nothing for most, which is more
+// once it has acknowledged the request.
+func (l *Link) call(ctx context.Context, id string, req envelope.Payload, most time.Duration) (envelope.Payload, error) {
 	c := &call{answer: make(chan envelope.Payload, 1), pending: make(chan struct{}, 1)}
 	l.mu.Lock()
 	if err := l.err; err != nil {
@@ -206,7 +208,7 @@ func (l *Link) call(ctx context.Context, id string, req envelope.Payload, first 
 	sent := make(chan error, 1)
 	go func() { sent <- l.conn.Send(envelope.Envelope{ID: id, Payload: req}) }()
 	acknowledged := false
-	silence := time.NewTimer(first)
+	silence := time.NewTimer(most)
 	defer silence.Stop()
 	for {
 		select {
@@ -227,8 +229,17 @@ func (l *Link) call(ctx context.Context, id string, req envelope.Payload, first 
 			return p, nil
 		case <-c.pending:
 			acknowledged = true
-			silence.Reset(ackInterval + ackTimeout)
+			most = ackInterval + ackTimeout
+			silence.Reset(most)
 		case <-silence.C:
+			// What it says about other requests shows that it is there and busy.
+			l.mu.Lock()
+			quiet := time.Since(l.heard)
+			l.mu.Unlock()
+			if quiet < most {
+				silence.Reset(most - quiet)
+				continue
+			}
 			l.fail(errSilent)
 			return nil, &LostError{acknowledged, errSilent}
 		case <-ctx.Done():
