@@ -158,22 +158,20 @@ func TestJobSignals(t *testing.T) {
 		{syscall.SIGTERM, `echo got; exit 13`, 13},
 		{syscall.SIGINT, `echo got; exit 14`, 14},
 	} {
-		// A shell's trap waits for its command, so that a signal to it alone must end
-		// what it reads.
-		trap := fmt.Sprintf(`trap '%s' %d; echo ready "$SSH_AUTH_SOCK"; while :; do read -r x <%s; done`, tt.script, int(tt.send), d.path("never"))
-		if err := syscall.Mkfifo(d.path("never"), 0o600); err != nil && !os.IsExist(err) {
-			t.Fatal(err)
+		// While it reads from a pipe that nobody writes to, a signal finds the shell.
+		j := d.job(nil, fmt.Sprintf(`trap '%s' %d; echo ready; while :; do read -r x <$go; done`, tt.script, int(tt.send)))
+		j.release()
+		j.wait("^ready$")
+		j.cmd.Process.Signal(tt.send)
+		if exit := j.ended(); exit != tt.exit || !strings.Contains(j.output(), "got") {
+			t.Errorf("%v: exit %d\n%s", tt.send, exit, j.output())
 		}
-		p := d.spawn("vmux-cert", "run", "--", "sh", "-c", trap)
-		socket := p.wait("^ready (.*)")[1]
-		if exit := p.stop(tt.send); exit != tt.exit || !strings.Contains(p.output(), "got") {
-			t.Errorf("%v: exit %d\n%s", tt.send, exit, p.output())
-		}
-		(&job{process: p, socket: socket}).gone()
+		j.gone()
 	}
 	for _, s := range []syscall.Signal{syscall.SIGTERM, syscall.SIGHUP} {
 		j := d.job(nil, "true")
-		if exit := j.stop(s); exit != 128+int(s) {
+		j.cmd.Process.Signal(s)
+		if exit := j.ended(); exit != 128+int(s) {
 			t.Errorf("%v: exit %d\n%s", s, exit, j.output())
 		}
 		j.gone()
