@@ -143,9 +143,12 @@ func TestThreat_T01_SessionKeysAreInNoFile(t *testing.T) {
 	d.certify("--key-id", "one")
 	d.certify("--key-id", "two", "--host", s.fingerprint())
 	s.accepts(d, nil, "true")
-	j := d.job([]string{"--key-id", "job"}, `ssh-add -L`)
+	j := d.job([]string{"--key-id", "job"}, `ssh-add -L; echo shown; read -r x <$go`)
+	j.release()
+	j.wait("^shown$")
+	lines := append(d.offered(), regexp.MustCompile(`(?m)^ecdsa-sha2-nistp256-cert-v01@openssh.com \S+ job$`).FindString(j.output()))
 	points := map[string]string{}
-	for _, line := range d.offered() {
+	for _, line := range lines {
 		points[string(point(t, parse(t, line)))] = keyIDs([]string{line})[0]
 	}
 
@@ -161,7 +164,7 @@ func TestThreat_T01_SessionKeysAreInNoFile(t *testing.T) {
 			if blocks := privateBlocks(content); (len(blocks) > 0 || strings.Contains(content, "PRIVATE KEY")) != (name == keyFile) || len(blocks) > 1 {
 				t.Errorf("%s: %s has %q", when, name, blocks)
 			}
-			for _, line := range d.offered() { // public, but session certificates are never written
+			for _, line := range lines { // public, but session certificates are never written
 				if strings.Contains(content, strings.Fields(line)[1]) {
 					t.Errorf("%s: %s has a certificate", when, name)
 				}
@@ -170,9 +173,6 @@ func TestThreat_T01_SessionKeysAreInNoFile(t *testing.T) {
 	}
 	look("while they live")
 	j.release()
-	j.wait("of-the-job|job$")
-	m := regexp.MustCompile(`(?m)^ecdsa-sha2-nistp256-cert-v01@openssh.com \S+ job$`).FindString(j.output())
-	points[string(point(t, parse(t, m)))] = "job"
 	j.ended()
 	d.ok("vmux-cert", "drop", "--all")
 	d.serving.stop(syscall.SIGTERM)
@@ -294,7 +294,7 @@ func TestThreat_C02_FreshKeyForEachCertificate(t *testing.T) {
 		}
 		for _, line := range lines {
 			// The first two requests and the last are the same; what they replace is gone.
-			if keys[string(point(t, parse(t, line)))] == "" {
+			if at := string(point(t, parse(t, line))); keys[at] == "" {
 				add(fmt.Sprint("certificate ", i), line)
 			}
 		}
