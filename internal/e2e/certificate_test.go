@@ -693,9 +693,11 @@ func TestCertificatePrompt(t *testing.T) {
 	if again.Serial != i.Serial {
 		t.Errorf("another certificate: %+v", again)
 	}
-	// Not the same, or not enough.
+	if r := d.run("vmux-cert", append(slices.Clone(first), "--min-remaining", "2h")...); r.exit != 2 || !strings.Contains(r.stderr, "hint: write less") {
+		t.Errorf("what can never be left: %v", r)
+	}
+	// Not the same.
 	for _, other := range [][]string{
-		append(slices.Clone(first), "--min-remaining", "2h1m"),
 		append(slices.Clone(first), "--min-remaining", "1h", "--x11-forwarding"),
 		append(slices.Clone(first[2:]), "--min-remaining", "1h"),
 	} {
@@ -770,7 +772,7 @@ func TestCertificateCare(t *testing.T) {
 		t.Fatalf("the list: %+v", all)
 	}
 	out := d.ok("vmux-cert", "list")
-	if !strings.Contains(out, "7 signatures; 7 left") || strings.Count(out, "serial ") != 2 {
+	if !strings.Contains(out, "7 signatures; 7 of them left") || strings.Count(out, "serial ") != 2 {
 		t.Errorf("the list: %s", out)
 	}
 	if r := d.run("vmux-cert", "drop", all[0].Serial+"0"); r.exit == 0 || len(d.certificates()) != 2 {

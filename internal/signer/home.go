@@ -231,7 +231,12 @@ func tryLock(path string) (release func(), err error) {
 		f.Close()
 		return nil, err
 	}
-	return func() { f.Close() }, nil
+	return func() {
+		// Closing alone would leave it to a child that is forked and has not begun its
+		// program yet.
+		_ = unix.Flock(int(f.Fd()), unix.LOCK_UN)
+		f.Close()
+	}, nil
 }
 
 // checkPrivate makes sure that path is ours and has no permission beyond want.

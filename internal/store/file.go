@@ -263,7 +263,11 @@ func (s *Store) lock() (unlock func(), err error) {
 	for end := time.Now().Add(lockWait); ; time.Sleep(lockRetry) {
 		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 		if err == nil {
-			return func() { f.Close() }, nil // closing the only descriptor ends the lock
+			return func() {
+				// Closing alone would leave the lock to a child that is forked and has not begun its program yet.
+				_ = unix.Flock(int(f.Fd()), unix.LOCK_UN)
+				f.Close()
+			}, nil
 		}
 		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) {
 			f.Close()
