@@ -10,6 +10,7 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"encoding/base64"
+	"encoding/binary"
 	"encoding/hex"
 	"encoding/pem"
 	"errors"
@@ -61,11 +62,12 @@ var (
 	hexText    = regexp.MustCompile(`[0-9a-fA-F]{64,}`)
 	base64Text = regexp.MustCompile(`[A-Za-z0-9+/_-]{43,}`)
 	decimals   = regexp.MustCompile(`\d{1,3}(?:[ ,]+\d{1,3}){31,}`)
+	quotedText = regexp.MustCompile(`"(?:[^"\\\n]|\\.)*"`)
 )
 
 // holdsKey says which of the public points has its private half in a text: every
 // 32 bytes of it in a row are tried as one, from either end, and those of what
-// the text is the hexadecimal, decimal or base64 form of.
+// the text is the hexadecimal, decimal, base64 or quoted form of.
 func holdsKey(text string, points map[string]string) (found []string) {
 	tried := map[string]bool{}
 	try := func(b []byte) {
@@ -87,6 +89,10 @@ func holdsKey(text string, points map[string]string) (found []string) {
 		}
 	}
 	try([]byte(text))
+	for _, run := range quotedText.FindAllString(text, -1) {
+		b, _ := strconv.Unquote(run)
+		try([]byte(b))
+	}
 	joined := strings.NewReplacer("\n", "", "\r", "", `\n`, "").Replace(text)
 	for _, text := range []string{text, joined} {
 		for _, run := range hexText.FindAllString(text, -1) {
@@ -207,7 +213,7 @@ func TestThreat_T01_SessionKeysAreInNoFile(t *testing.T) {
 	mine := map[string]string{string(point(t, public)): "mine"}
 	little := slices.Clone(secret)
 	slices.Reverse(little)
-	for _, form := range []string{"x" + string(secret) + "y", hex.EncodeToString(append([]byte{1}, secret...)), fmt.Sprint(secret), "key=" + base64.StdEncoding.EncodeToString(secret),
+	for _, form := range []string{"x" + string(secret) + "y", hex.EncodeToString(append([]byte{1}, secret...)), fmt.Sprint(secret), fmt.Sprintf("key=%q", secret), "key=" + base64.StdEncoding.EncodeToString(secret),
 		base64.URLEncoding.EncodeToString(append([]byte("xy"), little...)), string(pem.EncodeToMemory(block))} {
 		if !slices.Contains(holdsKey(form, mine), "mine") {
 			t.Errorf("the search does not find %q", form)
@@ -294,7 +300,7 @@ func TestThreat_C02_FreshKeyForEachCertificate(t *testing.T) {
 		}
 		for _, line := range lines {
 			// The first two requests and the last are the same; what they replace is gone.
-			if keys[string(point(t, parse(t, line)))] == "" {
+			if at := string(point(t, parse(t, line))); keys[at] == "" {
 				add(fmt.Sprint("certificate ", i), line)
 			}
 		}
@@ -546,6 +552,33 @@ func TestThreat_C04_WhatComesBackIsWhatWasAsked(t *testing.T) {
 		{"a bad signature", nothing, m.ca, func(b []byte) []byte { b[len(b)-1] ^= 1; return b }, "signature"},
 		{"changed after signing", nothing, m.ca, func(b []byte) []byte { return bytes.Replace(b, []byte("deploy"), []byte("deploi"), 1) }, "signature"},
 		{"a bare key", nothing, m.ca, func([]byte) []byte { return stranger.PublicKey().Marshal() }, "encoding"},
+		// The same to a lenient reader: a flag's value is an empty string in a string.
+		{"another encoding", nothing, m.ca, func(b []byte) []byte {
+			k, err := ssh.ParsePublicKey(b)
+			if err != nil {
+				t.Error(err)
+				return nil
+			}
+			c := k.(*ssh.Certificate)
+			c.Signature = nil
+			body := c.Marshal()
+			body = body[:len(body)-4] // the signature's length
+			flag := ssh.Marshal(struct{ Name, Value string }{"permit-agent-forwarding", ""})
+			i := bytes.Index(body, flag)
+			if i < 0 {
+				t.Error("no such extension")
+				return nil
+			}
+			binary.BigEndian.PutUint32(body[i-4:], binary.BigEndian.Uint32(body[i-4:])+4)
+			lenient := ssh.Marshal(struct{ Name, Value string }{"permit-agent-forwarding", "\x00\x00\x00\x00"})
+			body = slices.Concat(body[:i], lenient, body[i+len(flag):])
+			sig, err := m.ca.Sign(rand.Reader, body)
+			if err != nil {
+				t.Error(err)
+				return nil
+			}
+			return append(body, ssh.Marshal(struct{ Signature []byte }{ssh.Marshal(sig)})...)
+		}, "encoding"},
 		{"more behind it", nothing, m.ca, func(b []byte) []byte { return append(b, 0) }, "encoding"},
 	} {
 		answer(tt.change, tt.ca, tt.after)
