@@ -95,14 +95,14 @@ func inBubble(t *testing.T, f func(t *testing.T, r *rig, s *sleeper)) {
 // TestTimerWipes: nobody asks for anything, and the key is gone at the end.
 func TestTimerWipes(t *testing.T) {
 	inBubble(t, func(t *testing.T, r *rig, s *sleeper) {
-		time.Sleep(300 * time.Millisecond) // so that the end is not on a look that comes anyway
+		<-time.After(300 * time.Millisecond) // so that the end is not on a look that comes anyway
 		c := r.request(spec(validity(15 * time.Second)))
-		time.Sleep(14700*time.Millisecond - time.Millisecond)
+		<-time.After(14700*time.Millisecond - time.Millisecond)
 		synctest.Wait()
 		if wipedKey(c.key) {
 			t.Error("wiped before the end")
 		}
-		time.Sleep(time.Millisecond)
+		<-time.After(time.Millisecond)
 		synctest.Wait()
 		if !wipedKey(c.key) || len(r.current.Load().certs) != 0 {
 			t.Error("not wiped at the end")
@@ -117,9 +117,9 @@ func TestTimerWipes(t *testing.T) {
 func TestTimerAfterSleep(t *testing.T) {
 	inBubble(t, func(t *testing.T, r *rig, s *sleeper) {
 		c := r.request(spec())
-		time.Sleep(10*time.Minute + time.Second/3)
+		<-time.After(10*time.Minute + time.Second/3)
 		s.clock.pass(time.Hour)
-		time.Sleep(time.Second)
+		<-time.After(time.Second)
 		synctest.Wait()
 		if !wipedKey(c.key) {
 			t.Error("not wiped a second after waking")
@@ -136,16 +136,16 @@ func TestNoTimerWithoutCertificates(t *testing.T) {
 		r := newRig(t, func(o *Options) { o.Clock = counting })
 		r.authority.clock = s
 		r.request(spec())
-		time.Sleep(10 * time.Second)
+		<-time.After(10 * time.Second)
 		synctest.Wait()
 		if n := counting.Load(); n < 10 || n > 50 {
 			t.Errorf("%d looks in ten seconds", n)
 		}
 		r.DropAll()
-		time.Sleep(2 * time.Second) // a timer that was set already
+		<-time.After(2 * time.Second) // a timer that was set already
 		synctest.Wait()
 		counting.Store(0)
-		time.Sleep(24 * time.Hour)
+		<-time.After(24 * time.Hour)
 		synctest.Wait()
 		if n := counting.Load(); n != 0 {
 			t.Errorf("%d looks in a day without certificates", n)
@@ -182,15 +182,15 @@ func TestJobEnds(t *testing.T) {
 		}
 		c := r.request(spec(inJob))
 		other := r.request(spec())
-		time.Sleep(10 * time.Second)
+		<-time.After(10 * time.Second)
 		set(false, errors.New("permission denied"))
-		time.Sleep(10 * time.Second)
+		<-time.After(10 * time.Second)
 		synctest.Wait()
 		if wipedKey(c.key) {
 			t.Fatal("dropped while the job runs")
 		}
 		set(false, fmt.Errorf("process 4242: %w", process.ErrNoProcess))
-		time.Sleep(time.Second)
+		<-time.After(time.Second)
 		synctest.Wait()
 		if !wipedKey(c.key) || wipedKey(other.key) {
 			t.Error("not dropped, or the wrong one")
@@ -200,9 +200,9 @@ func TestJobEnds(t *testing.T) {
 		}
 		set(true, nil)
 		c = r.request(spec(inJob))
-		time.Sleep(2 * time.Second)
+		<-time.After(2 * time.Second)
 		set(false, nil) // the pid is another's
-		time.Sleep(time.Second)
+		<-time.After(time.Second)
 		synctest.Wait()
 		if !wipedKey(c.key) {
 			t.Error("not dropped when the pid was given away")
