@@ -300,7 +300,7 @@ func TestThreat_C02_FreshKeyForEachCertificate(t *testing.T) {
 		}
 		for _, line := range lines {
 			// The first two requests and the last are the same; what they replace is gone.
-			if at := string(point(t, parse(t, line))); keys[at] == "" {
+			if keys[string(point(t, parse(t, line)))] == "" {
 				add(fmt.Sprint("certificate ", i), line)
 			}
 		}
