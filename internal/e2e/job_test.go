@@ -158,8 +158,8 @@ func TestJobSignals(t *testing.T) {
 		{syscall.SIGTERM, `echo got; exit 13`, 13},
 		{syscall.SIGINT, `echo got; exit 14`, 14},
 	} {
-		// While it reads from a pipe that nobody writes to, a signal finds the shell.
-		j := d.job(nil, fmt.Sprintf(`trap '%s' %d; echo ready; while :; do read -r x <$go; done`, tt.script, int(tt.send)))
+		// A shell looks for signals between two commands.
+		j := d.job(nil, fmt.Sprintf(`trap '%s' %d; echo ready; while :; do sleep 0.05; done`, tt.script, int(tt.send)))
 		j.release()
 		j.wait("^ready$")
 		j.cmd.Process.Signal(tt.send)
@@ -429,16 +429,23 @@ func TestTenThousandSignatures(t *testing.T) {
 			}
 		}
 	}
+	// Go's collector takes memory for a while until it has what it likes; a leak
+	// goes on.
 	sign(1000)
-	before := resident(t, d.serving)
-	sign(10000)
-	after := resident(t, d.serving)
-	t.Logf("%d KiB before, %d KiB after", before, after)
-	if after-before > mostGrowth {
-		t.Errorf("the agent grew from %d to %d KiB", before, after)
+	for round := 1; ; round++ {
+		before := resident(t, d.serving)
+		sign(10000)
+		after := resident(t, d.serving)
+		t.Logf("%d KiB before, %d KiB after", before, after)
+		if after-before <= mostGrowth {
+			return
+		}
+		if round == 3 {
+			t.Fatalf("the agent grew from %d to %d KiB", before, after)
+		}
 	}
 }
 
 // mostGrowth is 200 bytes for each of ten thousand signatures, in KiB: less than
-// a request has, more than Go's collector varies by.
+// a request has.
 const mostGrowth = 2048
