@@ -139,8 +139,9 @@ func TestSignerDiesInMidRequest(t *testing.T) {
 	t.Parallel()
 	d, p, s, owner := asking(t)
 	login := d.spawn("ssh", s.args("true")...)
-	owner.next()
+	waiting := owner.next()
 	p.serving.stop(syscall.SIGKILL)
+	waiting.deny() // nobody is left to end the dialog
 	if exit := login.ended(); exit == 0 {
 		t.Error("logged in without an answer")
 	}

@@ -154,7 +154,13 @@ func raceError(failures []error) error {
 		}
 		return 1
 	})
-	err := errors.Join(failures[:min(n, shown)]...)
+	err, said := failures[0], []string{failures[0].Error()}
+	for _, f := range failures[1:] {
+		if len(said) < shown && !slices.Contains(said, f.Error()) { // an address that was tried again has failed alike
+			said = append(said, f.Error())
+			err = fmt.Errorf("%w; %w", err, f)
+		}
+	}
 	if n > shown {
 		return fmt.Errorf("%w: %d tried: %w", ErrNobody, n, err)
 	}
