@@ -101,6 +101,7 @@ func Run(ctx context.Context, app *App, args []string, stdin io.Reader, stdout, 
 // usage errors and exiting. It returns the tree of commands.
 func prepare(app *App) *Command {
 	app.HideHelp, app.HideVersion, app.EnableBashCompletion = true, true, false
+	app.DisableSliceFlagSeparator = true // a comma in a value is part of it
 	app.ExitErrHandler = func(*Context, error) {}
 	app.Flags = slices.Concat(app.Flags, standardFlags(false))
 	var walk func(cmds []*Command)
