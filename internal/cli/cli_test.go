@@ -335,14 +335,14 @@ func TestWaiting(t *testing.T) {
 				tui := newTUI(nil, io.Discard, &stderr, "x", false, false)
 				tui.terminal = terminal
 				stop := tui.Waiting("the phone's answer", 60*time.Second)
-				time.Sleep(999 * time.Millisecond)
+				<-time.After(999 * time.Millisecond)
 				synctest.Wait()
 				tui.mu.Lock()
 				if stderr.Len() != 0 {
 					t.Errorf("too early: %q", stderr.String())
 				}
 				tui.mu.Unlock()
-				time.Sleep(1500 * time.Millisecond)
+				<-time.After(1500 * time.Millisecond)
 				synctest.Wait()
 				tui.Notef("hello")
 				stop()
@@ -363,9 +363,9 @@ func TestWaiting(t *testing.T) {
 			var stderr bytes.Buffer
 			tui := newTUI(nil, io.Discard, &stderr, "x", false, false)
 			stop := tui.Waiting("it", time.Minute)
-			time.Sleep(900 * time.Millisecond)
+			<-time.After(900 * time.Millisecond)
 			stop()
-			time.Sleep(time.Minute)
+			<-time.After(time.Minute)
 			if stderr.Len() != 0 {
 				t.Errorf("%q", stderr.String())
 			}

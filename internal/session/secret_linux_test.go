@@ -41,7 +41,7 @@ func TestThreat_T01_NothingOfTheKeyIsLeft(t *testing.T) {
 		if left = s.count(); left == 0 {
 			return
 		}
-		time.Sleep(100 * time.Millisecond)
+		<-time.After(100 * time.Millisecond)
 	}
 	t.Errorf("%d copies are left", left)
 }

@@ -437,8 +437,8 @@ func TestThreat_C03_LateApproval(t *testing.T) {
 	}{
 		"nothing": {"work", func(*testing.T, *server, *envelope.CertificateRequest, func()) {}, ""},
 		"cancel":  {"", func(_ *testing.T, _ *server, _ *envelope.CertificateRequest, cancel func()) { cancel() }, envelope.CodeDenied},
-		"expiry":  {"", func(*testing.T, *server, *envelope.CertificateRequest, func()) { time.Sleep(Freshness) }, envelope.CodeExpired},
-		"almost":  {"", func(*testing.T, *server, *envelope.CertificateRequest, func()) { time.Sleep(Freshness - time.Second) }, ""},
+		"expiry":  {"", func(*testing.T, *server, *envelope.CertificateRequest, func()) { <-time.After(Freshness) }, envelope.CodeExpired},
+		"almost":  {"", func(*testing.T, *server, *envelope.CertificateRequest, func()) { <-time.After(Freshness - time.Second) }, ""},
 		"other limit": {"", func(t *testing.T, s *server, _ *envelope.CertificateRequest, _ func()) {
 			writeLimits(t, s.home, `max-validity = "8h"`)
 		}, ""},

@@ -267,9 +267,9 @@ func TestThreat_C05_IDOnce(t *testing.T) {
 		use(testPin, "a", envelope.CodeBadRequest)
 		use(other, "a", "") // another device's ids are its own
 		use(testPin, "b", "")
-		time.Sleep(2*Freshness - time.Second)
+		<-time.After(2*Freshness - time.Second)
 		use(testPin, "a", envelope.CodeBadRequest)
-		time.Sleep(2 * time.Second)
+		<-time.After(2 * time.Second)
 		s.seen.sweep(time.Now())
 		if len(s.seen.devices) != 0 { // the refused use did not prolong the memory of "a"
 			t.Errorf("%d devices remembered", len(s.seen.devices))
@@ -400,7 +400,7 @@ func TestThreat_C05_LateApproval(t *testing.T) {
 		want envelope.Code
 	}{
 		"cancel": {func(_ *server, cancel func()) { cancel() }, envelope.CodeDenied},
-		"expiry": {func(*server, func()) { time.Sleep(Freshness) }, envelope.CodeExpired},
+		"expiry": {func(*server, func()) { <-time.After(Freshness) }, envelope.CodeExpired},
 		"disable": {func(s *server, _ func()) {
 			s.home.EnableKey("work", false)
 			s.reload()
@@ -540,7 +540,7 @@ func TestSharedWithdrawal(t *testing.T) {
 		defer cancel2()
 		first := start(ctx1, s, "a", request(s, "work", 1))
 		q := <-a.asked
-		time.Sleep(20 * time.Second)
+		<-time.After(20 * time.Second)
 		second := start(ctx2, s, "b", request(s, "work", 1))
 		synctest.Wait()
 		if left := time.Until(q.prompt.Expires()); left != Freshness {
