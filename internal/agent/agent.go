@@ -124,6 +124,7 @@ type Server struct {
 	knows       atomic.Pointer[known]
 	lock        *lock
 	refusals    refusals
+	asks        asks
 	connections atomic.Int64
 	full        atomic.Bool // maxConnections was reached and said
 

@@ -69,16 +69,29 @@ func (c *conn) decide(r *Request, body []byte) (*ssh.Signature, error) {
 		return s.signer.Sign(c.ctx, *r)
 	}
 	about := subjectOf(r.Meaning, r.Data)
-	if s.refusals.has(about, s.now()) {
-		return nil, refusal("the owner has denied this already, or has not answered")
-	}
-
-	var sig *ssh.Signature
-	c.wait(func() { sig, err = s.signer.Sign(c.ctx, *r) })
-	if err != nil {
-		if errors.Is(err, ErrDenied) || errors.Is(err, ErrUnanswered) && r.Meaning.Kind == signed.Login {
-			s.refusals.add(about, s.now())
+	mayAsk := func() error {
+		if s.refusals.has(about, s.now()) {
+			return refusal("the owner has denied this already, or has not answered")
 		}
+		return nil
+	}
+	var sig *ssh.Signature
+	c.wait(func() {
+		sig, err = s.asks.do(c.ctx, about, questionOf(asked, r.Data, r.Flags), mayAsk, func(ctx context.Context) (*ssh.Signature, error) {
+			return s.ask(ctx, *r, asked, about)
+		})
+	})
+	return sig, err
+}
+
+// ask has the owner asked, and checks the answer.
+func (s *Server) ask(ctx context.Context, r Request, asked ssh.PublicKey, about subject) (*ssh.Signature, error) {
+	sig, err := s.signer.Sign(ctx, r)
+	switch {
+	case errors.Is(err, ErrDenied), errors.Is(err, ErrUnanswered) && r.Meaning.Kind == signed.Login:
+		s.refusals.add(about, s.now())
+		return nil, err
+	case err != nil:
 		return nil, err
 	}
 	if err := verify(sig, asked, r.Flags, r.Data); err != nil {
