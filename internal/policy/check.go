@@ -1,0 +1,206 @@
+// SPDX-License-Identifier: BSD-3-Clause
+
+package policy
+
+import (
+	"encoding/base64"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"unicode"
+	"unicode/utf8"
+)
+
+// Bounds of a policy: far above what a person can keep in mind, and low enough that a decision takes no time.
+const (
+	MaxRules  = 256
+	MaxValues = 64   // in one field
+	MaxValue  = 1024 // bytes; the longest user name and namespace that internal/signed takes
+)
+
+// FieldError says what is wrong with one field of a rule and what would be right.
+type FieldError struct {
+	Field   string // as in vmux.toml
+	Problem string // goes on where the field's name ends: `"x" is neither ask nor refuse`
+	Want    string
+}
+
+func (e *FieldError) Error() string { return e.Field + " " + e.Problem }
+
+// Fields gives the names of a rule's fields as vmux.toml has them.
+func Fields() []string {
+	return []string{"action", "kind", "key", "host", "user", "executable", "ancestor", "forwarded"}
+}
+
+const wantAction = `ask or refuse, as in %s = "refuse"`
+
+// ParseAction reads "ask" or "refuse". The error is a *FieldError about the field that it is for.
+func ParseAction(field, value string) (Action, error) {
+	if a := Action(value); a == Ask || a == Refuse {
+		return a, nil
+	}
+	return "", &FieldError{field, fmt.Sprintf("%q is neither ask nor refuse", value), fmt.Sprintf(wantAction, field)}
+}
+
+// Set sets the field that vmux.toml calls name. The error is a *FieldError.
+func (r *Rule) Set(name string, values []string) error {
+	lists := map[string]*[]string{"kind": &r.Kind, "key": &r.Key, "host": &r.Host, "user": &r.User,
+		"executable": &r.Executable, "ancestor": &r.Ancestor}
+	want := wants(name)
+	fail := func(format string, a ...any) error { return &FieldError{name, fmt.Sprintf(format, a...), want} }
+	list := lists[name]
+	switch {
+	case want == "":
+		return &FieldError{name, "is no field of a rule", "one of " + strings.Join(Fields(), ", ")}
+	case len(values) == 0:
+		return fail("is empty: leave it out where it does not matter")
+	case list == nil && len(values) > 1:
+		return fail("takes one value")
+	case len(values) > MaxValues:
+		return fail("has %d values, more than %d", len(values), MaxValues)
+	}
+	for _, v := range values {
+		if problem := check(name, v); problem != "" {
+			return fail("%s %s", shortened(v), problem)
+		}
+	}
+	switch {
+	case list != nil:
+		*list = slices.Clone(values)
+	case name == "action":
+		r.Action = Action(values[0])
+	default:
+		r.Forwarded = values[0]
+	}
+	return nil
+}
+
+// Check says whether a rule has an action and can match at all. The error is a *FieldError.
+func (r *Rule) Check() error {
+	can := func(kinds ...string) bool {
+		return len(r.Kind) == 0 || slices.ContainsFunc(kinds, func(k string) bool { return slices.Contains(r.Kind, k) })
+	}
+	switch {
+	case r.Action == "":
+		return &FieldError{"action", "is missing", fmt.Sprintf(wantAction, "action")}
+	case len(r.Host) > 0 && !can(Login):
+		return &FieldError{"host", "can never match, since only a login has one", `kind = "login" in this rule, or no kind`}
+	case len(r.User) > 0 && !can(Login, PAM):
+		return &FieldError{"user", "can never match, since only login and pam_ssh_agent_auth have one", `kind = "login" in this rule, or no kind`}
+	}
+	return nil
+}
+
+// wants says what a field's values look like, "" for a field that there is not.
+func wants(name string) string {
+	switch name {
+	case "action":
+		return fmt.Sprintf(wantAction, name)
+	case "kind":
+		return `login, sshsig, sshsig:NAMESPACE, pam_ssh_agent_auth, certificate or opaque, as in kind = "sshsig:git"`
+	case "key":
+		return `a fingerprint as ssh-add -l prints it, or a pattern for the key's comment, as in key = "work*"`
+	case "host":
+		return `a fingerprint as ssh-keygen -l prints it, a pattern for its names in known_hosts, or unverified, as in host = "*.example.org"`
+	case "user":
+		return `patterns for the remote user, as in user = "git"`
+	case "executable", "ancestor":
+		return fmt.Sprintf(`a path or a pattern for paths, or unknown, as in %s = "/usr/bin/*"`, name)
+	case "forwarded":
+		return `yes or no, as in forwarded = "yes"`
+	}
+	return ""
+}
+
+// check says what is wrong with a value of a field.
+func check(name, v string) string {
+	switch {
+	case v == "":
+		return "is empty"
+	case len(v) > MaxValue:
+		return fmt.Sprintf("has more than %d bytes", MaxValue)
+	case !utf8.ValidString(v):
+		return "is not UTF-8"
+	case strings.ContainsFunc(v, func(r rune) bool { return !unicode.IsPrint(r) }):
+		return "has characters that cannot be shown; ? stands for any"
+	}
+	switch name {
+	case "action":
+		if v != string(Ask) && v != string(Refuse) {
+			return "is neither ask nor refuse"
+		}
+	case "kind":
+		namespace, ok := strings.CutPrefix(v, SSHSIG+":")
+		switch {
+		case ok && namespace == "":
+			return "has no namespace"
+		case !ok && !ordinary(v) && v != Certificate && v != Opaque:
+			return "is no kind of request"
+		}
+	case "key", "host":
+		begin, rest, _ := strings.Cut(v, ":")
+		switch {
+		case strings.HasPrefix(v, fingerprintPrefix) && !fingerprint(rest):
+			return "is no fingerprint: SHA256: and 43 characters"
+		case !strings.HasPrefix(v, fingerprintPrefix) && strings.EqualFold(begin, "SHA256") && rest != "",
+			strings.EqualFold(begin, "MD5") && rest != "":
+			return "is no fingerprint that begins with SHA256:"
+		}
+		if name == "host" && strings.ContainsAny(v, " ,!@/") {
+			return "is no name of a host: there is no user, no ! and no list in one text"
+		}
+	case "executable", "ancestor":
+		if v != Unknown && !strings.HasPrefix(v, "/") && !strings.HasPrefix(v, "*") && !strings.HasPrefix(v, "?") {
+			return "is no absolute path; * stands for any beginning"
+		}
+	case "forwarded":
+		if v != Yes && v != No {
+			return "is neither yes nor no"
+		}
+	}
+	return ""
+}
+
+// fingerprint says whether s is SHA-256 in base64 without padding, bits that do not count being zero.
+func fingerprint(s string) bool {
+	b, err := base64.RawStdEncoding.Strict().DecodeString(s)
+	return err == nil && len(b) == 32
+}
+
+// bounds of what is shown.
+const (
+	maxShown = 80 // bytes of one value
+	maxList  = 8  // values of one list
+)
+
+// shortened quotes a value for an error.
+func shortened(s string) string {
+	if len(s) > maxShown {
+		return strconv.Quote(strings.ToValidUTF8(s[:maxShown], "")) + "…"
+	}
+	return strconv.Quote(s)
+}
+
+// shown is a value as people read it: in quotes where it is not plain.
+func shown(s string) string {
+	if s == "" || strings.ContainsFunc(s, func(r rune) bool { return r == ' ' || r == '"' || r == ',' || !unicode.IsPrint(r) }) {
+		return shortened(s)
+	}
+	return s
+}
+
+// list joins values for people.
+func list(values []string, none string) string {
+	if len(values) == 0 {
+		return none
+	}
+	var s []string
+	for _, v := range values[:min(len(values), maxList)] {
+		s = append(s, shown(v))
+	}
+	if more := len(values) - maxList; more > 0 {
+		s = append(s, fmt.Sprintf("%d more", more))
+	}
+	return strings.Join(s, ", ")
+}
