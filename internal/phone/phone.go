@@ -117,6 +117,7 @@ type Phone struct {
 	own sync.WaitGroup // goroutines of this value
 	// changed is called, without the lock, when what is known of the phone changes.
 	changed func()
+	turns   *turns
 
 	mu      sync.Mutex
 	last    store.Phone // as stored
@@ -142,7 +143,7 @@ func New(o Options, p store.Phone) (*Phone, error) {
 		return nil, fmt.Errorf("phone %q: %w", p.Name, err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	return &Phone{o: o, pin: pin, ctx: ctx, end: cancel, changed: func() {}, last: p}, nil
+	return &Phone{o: o, pin: pin, ctx: ctx, end: cancel, changed: func() {}, turns: newTurns(), last: p}, nil
 }
 
 // Close ends the link and whatever waits on it.
@@ -157,14 +158,13 @@ func (p *Phone) Close() {
 	p.own.Wait()
 }
 
-// Sign asks for a signature over r.Data, whose time it sets. The answer is the
+// Sign asks for a signature over r.Data, and sets the request's time. The answer is the
 // signature in SSH's form, unverified. ctx withdraws the request.
 func (p *Phone) Sign(ctx context.Context, r envelope.SignRequest) ([]byte, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, p.o.Deadline, ErrTimeout)
 	defer cancel()
 	r.Context.Device = p.o.Name
-	r.CreatedAt = envelope.At(time.Now())
-	a, err := p.request(ctx, &r)
+	a, err := p.request(ctx, &r, &r.CreatedAt)
 	if err != nil {
 		return nil, err
 	}
@@ -188,8 +188,7 @@ func (p *Phone) certify(ctx context.Context, r envelope.CertificateRequest) (cer
 	ctx, cancel := context.WithTimeoutCause(ctx, p.o.Deadline, ErrTimeout)
 	defer cancel()
 	r.Context.Device = p.o.Name
-	r.CreatedAt = envelope.At(time.Now())
-	a, err := p.request(ctx, &r)
+	a, err := p.request(ctx, &r, &r.CreatedAt)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -200,10 +199,25 @@ func (p *Phone) certify(ctx context.Context, r envelope.CertificateRequest) (cer
 	return c.Certificate, ca, nil
 }
 
-// request sends req on the phone's link, which it opens if need be. A request
-// that a dead link swallowed unseen is sent once more, under the same id.
-func (p *Phone) request(ctx context.Context, req envelope.Payload) (envelope.Payload, error) {
+// request sends req on the phone's link, which it opens if need be, when it is
+// its turn, and sets its time. A request that a dead link swallowed unseen is
+// sent once more, under the same id.
+func (p *Phone) request(ctx context.Context, req envelope.Payload, created *envelope.Time) (envelope.Payload, error) {
 	start := time.Now()
+	// First of all: nobody waits for a turn with a phone that is not there.
+	if _, err := p.reach(ctx, reachTimeout); err != nil {
+		return nil, err
+	}
+	done, waited, err := p.turns.take(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	if waited {
+		p.o.Log.Debug("waited for other requests", "phone", p.name(), "after", time.Since(start).Round(time.Millisecond))
+		start = time.Now()
+	}
+	*created = envelope.At(time.Now())
 	id := transport.NewID()
 	for again := false; ; again = true {
 		link, err := p.reach(ctx, max(retryTimeout, reachTimeout-time.Since(start)))
