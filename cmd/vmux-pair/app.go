@@ -48,6 +48,8 @@ func app() *cli.App {
 			&cli.BoolFlag{Name: "url", Usage: "print a one-time URL, and wait for the phone that takes it"},
 			&cli.DurationFlag{Name: "timeout", Usage: "wait for the phone and its owner for `DURATION`, with a URL 2m at most", Value: 2 * time.Minute},
 			&cli.BoolFlag{Name: "list", Usage: "list the paired phones and their keys"},
+			&cli.BoolFlag{Name: "allowed-signers", Usage: "with --list: print the keys as lines of git's gpg.ssh.allowedSignersFile"},
+			&cli.StringsFlag{Name: "principal", Usage: "with --allowed-signers: the keys sign for `NAME`; more than once for more names", DefaultText: "git's user.email"},
 			&cli.StringFlag{Name: "forget", Usage: "forget the phone called `NAME`, or with this pin"},
 			cli.SocketFlag(),
 			cli.ConfigFlag(),
@@ -64,6 +66,8 @@ func run(c *cli.Context) error {
 	switch {
 	case err != nil:
 		return err
+	case c.Bool("allowed-signers"):
+		return allowedSigners(c)
 	case c.Bool("list"):
 		return list(c)
 	case c.IsSet("forget"):
@@ -88,6 +92,17 @@ func checkFlags(c *cli.Context) error {
 			if c.IsSet(f) {
 				return &cli.UsageError{Problem: fmt.Sprintf("--%s is for pairing, not for %s", f, doing[0]), Hint: "leave it out"}
 			}
+		}
+	}
+	if c.Bool("allowed-signers") && !c.Bool("list") {
+		return &cli.UsageError{Problem: "--allowed-signers is a form of --list", Hint: "write --list --allowed-signers"}
+	}
+	if c.IsSet("principal") {
+		if !c.Bool("allowed-signers") {
+			return &cli.UsageError{Problem: "--principal is for --allowed-signers", Hint: "write --list --allowed-signers --principal me@example.org"}
+		}
+		if err := checkPrincipals(c.StringSlice("principal")); err != nil {
+			return err
 		}
 	}
 	if d := c.Duration("timeout"); d <= 0 || d > maxTimeout {
