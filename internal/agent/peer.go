@@ -32,12 +32,13 @@ type processes struct {
 	executable       func(pid int) (string, error)
 	chain            func(pid int) ([]process.Process, error)
 	workingDirectory func(pid int) (string, error)
+	arguments        func(pid int) ([]string, error)
 	ours             func(pid int) bool
 }
 
 func systemProcesses(self string) processes {
 	return processes{
-		process.Executable, process.Chain, process.WorkingDirectory,
+		process.Executable, process.Chain, process.WorkingDirectory, process.Arguments,
 		func(pid int) bool { return process.Sibling(pid, self) },
 	}
 }
@@ -50,6 +51,9 @@ func (p Peer) Chain() ([]process.Process, error) { return about(p, p.proc.chain)
 
 // WorkingDirectory gives the directory that the process works in.
 func (p Peer) WorkingDirectory() (string, error) { return about(p, p.proc.workingDirectory) }
+
+// Arguments gives the command line of the process, as process.Arguments does. It is what the process says about itself.
+func (p Peer) Arguments() ([]string, error) { return about(p, p.proc.arguments) }
 
 // about reads something about p's pid, which counts when the pid is still p's afterwards.
 func about[T any](p Peer, read func(pid int) (T, error)) (T, error) {

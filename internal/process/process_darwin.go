@@ -114,6 +114,28 @@ func workingDirectory(pid int) (string, error) {
 	return path, nil
 }
 
+func arguments(pid int) ([]string, error) {
+	if pid <= 0 {
+		return nil, failure(pid, unix.ESRCH)
+	}
+	b, err := unix.SysctlRaw("kern.procargs2", pid) // the kernel gives at most ARG_MAX, 1 MiB
+	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EIO) {
+		// What the kernel says of a process that has ended, and of another user's.
+		if _, gone := unix.Getsid(pid); gone != nil {
+			return nil, failure(pid, gone)
+		}
+		err = unix.EPERM
+	}
+	if err != nil {
+		return nil, failure(pid, err)
+	}
+	args, err := parseProcArgs(b)
+	if err != nil {
+		return nil, failure(pid, err)
+	}
+	return args, nil
+}
+
 // image answers the path of the program and the file that has it now.
 func image(pid int) (string, fs.FileInfo, error) {
 	path, err := executable(pid)

@@ -64,21 +64,30 @@ func (d directory) link(name string) (string, error) {
 	return string(buf[:n]), nil
 }
 
+// read gives at most the given number of bytes of a file.
+func (d directory) read(name string, most int64) ([]byte, error) {
+	fd, err := unix.Openat(d.fd, name, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, failure(d.pid, err)
+	}
+	f := os.NewFile(uintptr(fd), name)
+	defer func() { _ = f.Close() }()
+	b, err := io.ReadAll(io.LimitReader(f, most))
+	if err != nil {
+		return nil, failure(d.pid, err)
+	}
+	return b, nil
+}
+
 func look(pid int) (Process, error) {
 	d, err := open(pid)
 	if err != nil {
 		return Process{}, err
 	}
 	defer d.close()
-	fd, err := unix.Openat(d.fd, "stat", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	b, err := d.read("stat", maxStat)
 	if err != nil {
-		return Process{}, failure(pid, err)
-	}
-	f := os.NewFile(uintptr(fd), "stat")
-	defer func() { _ = f.Close() }()
-	b, err := io.ReadAll(io.LimitReader(f, maxStat))
-	if err != nil {
-		return Process{}, failure(pid, err)
+		return Process{}, err
 	}
 	p, err := parseStat(b)
 	if err != nil {
@@ -134,6 +143,19 @@ func workingDirectory(pid int) (string, error) {
 	}
 	defer d.close()
 	return d.link("cwd")
+}
+
+func arguments(pid int) ([]string, error) {
+	d, err := open(pid)
+	if err != nil {
+		return nil, err
+	}
+	defer d.close()
+	b, err := d.read("cmdline", maxArguments+1)
+	if err != nil {
+		return nil, err
+	}
+	return split(b, -1), nil
 }
 
 // image answers the path of the program and its file, taken from the running process, not from the path.

@@ -85,6 +85,9 @@ func TestNoProcess(t *testing.T) {
 		if _, err := WorkingDirectory(pid); !errors.Is(err, ErrNoProcess) {
 			t.Errorf("directory of %d: %v", pid, err)
 		}
+		if _, err := Arguments(pid); !errors.Is(err, ErrNoProcess) {
+			t.Errorf("arguments of %d: %v", pid, err)
+		}
 		if Sibling(pid, self(t)) {
 			t.Errorf("%d is a sibling", pid)
 		}
