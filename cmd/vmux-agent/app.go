@@ -16,6 +16,7 @@ import (
 	"vmux.app/toolkit/internal/cli"
 	"vmux.app/toolkit/internal/control"
 	"vmux.app/toolkit/internal/phone"
+	policies "vmux.app/toolkit/internal/policy"
 	"vmux.app/toolkit/internal/process"
 	"vmux.app/toolkit/internal/session"
 	"vmux.app/toolkit/internal/store"
@@ -146,12 +147,12 @@ func serveAll(ctx context.Context, server *agent.Server, listeners []net.Listene
 	return errors.Join(errs...)
 }
 
-func policy(p store.Policy) agent.Policy {
-	action := func(d store.Decision) agent.Action {
-		if d == store.Ask {
+func policy(p policies.Policy) agent.Policy {
+	action := func(kind string, forwarded bool) agent.Action {
+		if p.Decide(&policies.Facts{Kind: kind, Forwarded: forwarded}).Action == policies.Ask {
 			return agent.AskOwner
 		}
 		return agent.Refuse
 	}
-	return agent.Policy{Forwarded: action(p.Forwarded), Opaque: action(p.Opaque), Certificates: action(p.Certificates)}
+	return agent.Policy{Forwarded: action(policies.Login, true), Opaque: action(policies.Opaque, false), Certificates: action(policies.Certificate, false)}
 }

@@ -19,6 +19,7 @@ var imports = map[string][]string{
 	"internal/envelope":              {},
 	"internal/knownhosts":            {},
 	"internal/netnstest":             {},
+	"internal/policy":                {},
 	"internal/process":               {},
 	"internal/ptytest":               {},
 	"internal/safetext":              {},

@@ -4,6 +4,7 @@ package policy
 
 import (
 	"encoding/base64"
+	"errors"
 	"fmt"
 	"slices"
 	"strconv"
@@ -33,25 +34,23 @@ func Fields() []string {
 	return []string{"action", "kind", "key", "host", "user", "executable", "ancestor", "forwarded"}
 }
 
-const wantAction = `ask or refuse, as in %s = "refuse"`
-
-// ParseAction reads "ask" or "refuse". The error is a *FieldError about the field that it is for.
-func ParseAction(field, value string) (Action, error) {
+// ParseAction reads "ask" or "refuse". The error says what is wrong after the value: "is neither ask nor refuse".
+func ParseAction(value string) (Action, error) {
 	if a := Action(value); a == Ask || a == Refuse {
 		return a, nil
 	}
-	return "", &FieldError{field, fmt.Sprintf("%q is neither ask nor refuse", value), fmt.Sprintf(wantAction, field)}
+	return "", errors.New("is neither ask nor refuse")
 }
 
 // Set sets the field that vmux.toml calls name. The error is a *FieldError.
 func (r *Rule) Set(name string, values []string) error {
 	lists := map[string]*[]string{"kind": &r.Kind, "key": &r.Key, "host": &r.Host, "user": &r.User,
 		"executable": &r.Executable, "ancestor": &r.Ancestor}
-	want := wants(name)
+	want := Want(name)
 	fail := func(format string, a ...any) error { return &FieldError{name, fmt.Sprintf(format, a...), want} }
 	list := lists[name]
 	switch {
-	case want == "":
+	case !slices.Contains(Fields(), name):
 		return &FieldError{name, "is no field of a rule", "one of " + strings.Join(Fields(), ", ")}
 	case len(values) == 0:
 		return fail("is empty: leave it out where it does not matter")
@@ -83,7 +82,7 @@ func (r *Rule) Check() error {
 	}
 	switch {
 	case r.Action == "":
-		return &FieldError{"action", "is missing", fmt.Sprintf(wantAction, "action")}
+		return &FieldError{"action", "is missing", Want("action")}
 	case len(r.Host) > 0 && !can(Login):
 		return &FieldError{"host", "can never match, since only a login has one", `kind = "login" in this rule, or no kind`}
 	case len(r.User) > 0 && !can(Login, PAM):
@@ -92,11 +91,11 @@ func (r *Rule) Check() error {
 	return nil
 }
 
-// wants says what a field's values look like, "" for a field that there is not.
-func wants(name string) string {
+// Want says what the values of a field, or of "default", look like; "" for a field that there is not.
+func Want(name string) string {
 	switch name {
-	case "action":
-		return fmt.Sprintf(wantAction, name)
+	case "action", "default":
+		return fmt.Sprintf(`ask or refuse, as in %s = "refuse"`, name)
 	case "kind":
 		return `login, sshsig, sshsig:NAMESPACE, pam_ssh_agent_auth, certificate or opaque, as in kind = "sshsig:git"`
 	case "key":
@@ -127,8 +126,8 @@ func check(name, v string) string {
 	}
 	switch name {
 	case "action":
-		if v != string(Ask) && v != string(Refuse) {
-			return "is neither ask nor refuse"
+		if _, err := ParseAction(v); err != nil {
+			return err.Error()
 		}
 	case "kind":
 		namespace, ok := strings.CutPrefix(v, SSHSIG+":")

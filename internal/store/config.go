@@ -20,11 +20,12 @@ import (
 	"github.com/BurntSushi/toml"
 
 	"vmux.app/toolkit/internal/duration"
+	"vmux.app/toolkit/internal/policy"
 )
 
 // Bounds of the configuration.
 const (
-	maxConfigSize = 64 << 10 // some hundred times what the settings need
+	maxConfigSize = 64 << 10 // 256 bytes for each of policy.MaxRules
 
 	// MinDeadline leaves time to find a phone (3 s) and to answer a prompt at all.
 	MinDeadline = 5 * time.Second
@@ -37,21 +38,13 @@ const (
 	MostValidity  = 366 * 24 * time.Hour
 )
 
-// Decision is what the policy says about one sort of request.
-type Decision string
-
-const (
-	Ask    Decision = "ask"    // goes to the phone, whose owner decides
-	Refuse Decision = "refuse" // never reaches the phone
-)
-
 // Config is what vmux.toml(5) sets.
 type Config struct {
 	Socket   string        // absolute path of the agent's socket; empty for Env.SocketPath, see LoadConfig
 	Name     string        // this device's name as the phone shows it, 1 to MaxName bytes
 	LogLevel slog.Level    //
 	Deadline time.Duration // for one request in all, MinDeadline to MaxDeadline
-	Policy   Policy
+	Policy   policy.Policy // never changed once it is read
 
 	Certificate Certificate
 }
@@ -64,18 +57,11 @@ type Certificate struct {
 	AfterPairing bool // a finished pairing asks for one
 }
 
-// Policy decides about requests that a phone's owner can judge less well.
-type Policy struct {
-	Forwarded    Decision // from a forwarded agent
-	Opaque       Decision // data of no known form
-	Certificates Decision // certificates to be signed
-}
-
 // ConfigError says what is wrong with one setting and what would be right.
 type ConfigError struct {
 	File    string // path, or what else set it: "VMUX_DEADLINE", "--deadline"
 	Line    int    // from 1; 0 if unknown or File is none
-	Key     string // as "policy.opaque"; empty when the file is no TOML
+	Key     string // as "policy.default" or "policy.rule.host"; empty when the file is no TOML
 	Problem string
 	Want    string // what to write instead, may be empty
 	Err     error  // why the file cannot be read, nil if it could
@@ -130,9 +116,10 @@ func settings() []setting {
 			}
 			return nil
 		}},
-		decision("policy.forwarded", func(c *Config) *Decision { return &c.Policy.Forwarded }),
-		decision("policy.opaque", func(c *Config) *Decision { return &c.Policy.Opaque }),
-		decision("policy.certificates", func(c *Config) *Decision { return &c.Policy.Certificates }),
+		{policyDefault, policy.Want("default"), func(c *Config, _ Env, v string) (err error) {
+			c.Policy.Default, err = policy.ParseAction(v)
+			return err
+		}},
 		validity("certificate.validity", func(c *Config) *time.Duration { return &c.Certificate.Validity }),
 		validity("certificate.min-validity", func(c *Config) *time.Duration { return &c.Certificate.MinValidity }),
 		validity("certificate.max-validity", func(c *Config) *time.Duration { return &c.Certificate.MaxValidity }),
@@ -163,18 +150,6 @@ func validity(key string, field func(*Config) *time.Duration) setting {
 	}}
 }
 
-func decision(key string, field func(*Config) *Decision) setting {
-	_, last, _ := strings.Cut(key, ".")
-	return setting{key, fmt.Sprintf(`ask or refuse, as in %s = "refuse"`, last), func(c *Config, _ Env, v string) error {
-		d := Decision(v)
-		if d != Ask && d != Refuse {
-			return errors.New("is neither ask nor refuse")
-		}
-		*field(c) = d
-		return nil
-	}}
-}
-
 // envName returns the variable that sets key: VMUX_LOG_LEVEL for log-level.
 func envName(key string) string {
 	return "VMUX_" + strings.ToUpper(strings.NewReplacer("-", "_", ".", "_").Replace(key))
@@ -186,7 +161,7 @@ func envName(key string) string {
 func LoadConfig(path string, explicit bool, env Env) (Config, error) {
 	c := Config{
 		Name: hostName(), LogLevel: slog.LevelInfo, Deadline: 60 * time.Second,
-		Policy:      Policy{Forwarded: Ask, Opaque: Refuse, Certificates: Refuse},
+		Policy:      policy.Shipped(),
 		Certificate: Certificate{Validity: 8 * time.Hour, MinValidity: 15 * time.Second, MaxValidity: 24 * time.Hour, AfterPairing: true},
 	}
 	b, err := readConfig(path)
@@ -222,7 +197,7 @@ func LoadConfig(path string, explicit bool, env Env) (Config, error) {
 	return c, nil
 }
 
-// Set sets one setting, named as in vmux.toml ("log-level", "policy.opaque"), to what origin (a flag
+// Set sets one setting, named as in vmux.toml ("log-level", "policy.default"), to what origin (a flag
 // or variable) says. The error is a *ConfigError.
 func (c *Config) Set(env Env, key, value, origin string) error {
 	for _, s := range settings() {
@@ -250,7 +225,7 @@ func readConfig(path string) ([]byte, error) {
 	return b, err
 }
 
-// setFile applies every setting in the file. All of them are strings so that each has one parser.
+// setFile applies every setting in the file. All of them but the rules are strings so that each has one parser.
 func (c *Config) setFile(path string, b []byte, env Env) error {
 	var tree map[string]any
 	if _, err := toml.Decode(string(b), &tree); err != nil {
@@ -260,10 +235,10 @@ func (c *Config) setFile(path string, b []byte, env Env) error {
 		}
 		return e
 	}
+	rules, found := takeRules(path, b, tree)
 	flat := make(map[string]any)
 	flatten(flat, "", tree)
 	known := settings()
-	var found []*ConfigError
 	for _, key := range slices.Sorted(maps.Keys(flat)) {
 		e := &ConfigError{File: path, Line: lineOf(b, key), Key: key}
 		i := slices.IndexFunc(known, func(s setting) bool { return s.key == key })
@@ -283,6 +258,10 @@ func (c *Config) setFile(path string, b []byte, env Env) error {
 		found = append(found, e)
 	}
 	if len(found) == 0 {
+		if e := noDefault(path, b, tree); e != nil {
+			return e
+		}
+		c.Policy.Rules = rules
 		return nil
 	}
 	return slices.MinFunc(found, func(a, b *ConfigError) int { return a.Line - b.Line })
@@ -293,7 +272,7 @@ func names(known []setting) string {
 	for _, s := range known {
 		keys = append(keys, s.key)
 	}
-	return strings.Join(keys, ", ")
+	return strings.Join(append(keys, "[["+policyRule+"]]"), ", ")
 }
 
 func flatten(into map[string]any, prefix string, tree map[string]any) {

@@ -7,9 +7,12 @@ import (
 	"io/fs"
 	"log/slog"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
+
+	"vmux.app/toolkit/internal/policy"
 )
 
 func env(pairs ...string) Env {
@@ -68,8 +71,8 @@ func TestExpand(t *testing.T) {
 func TestConfigPrecedence(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "vmux.toml")
-	write(t, path, "socket = \"~/s\"\nname = \"from file\"\nlog-level = \"debug\"\n\n[policy]\nopaque = \"ask\"\n", 0o644)
-	e := env("VMUX_NAME", "from env", "VMUX_POLICY_OPAQUE", "refuse", "VMUX_LOG_LEVEL", "error")
+	write(t, path, "socket = \"~/s\"\nname = \"from file\"\nlog-level = \"debug\"\n\n[policy]\ndefault = \"ask\"\n", 0o644)
+	e := env("VMUX_NAME", "from env", "VMUX_POLICY_DEFAULT", "refuse", "VMUX_LOG_LEVEL", "error")
 	c, err := LoadConfig(path, true, e)
 	if err != nil {
 		t.Fatal(err)
@@ -77,8 +80,8 @@ func TestConfigPrecedence(t *testing.T) {
 	if err := c.Set(e, "log-level", "warn", "--log-level"); err != nil {
 		t.Fatal(err)
 	}
-	want := Config{"/home/u/s", "from env", slog.LevelWarn, time.Minute, Policy{Ask, Refuse, Refuse}, Certificate{8 * time.Hour, 15 * time.Second, 24 * time.Hour, true}}
-	if c != want {
+	want := Config{"/home/u/s", "from env", slog.LevelWarn, time.Minute, policy.Policy{Default: policy.Refuse}, Certificate{8 * time.Hour, 15 * time.Second, 24 * time.Hour, true}}
+	if !reflect.DeepEqual(c, want) {
 		t.Errorf("%+v, want %+v", c, want)
 	}
 }
@@ -94,8 +97,8 @@ func TestConfigDefaults(t *testing.T) {
 		t.Errorf("name %q", c.Name)
 	}
 	c.Name = ""
-	want := Config{"/home/u/.ssh/vmux-agent.sock", "", slog.LevelInfo, time.Minute, Policy{Ask, Refuse, Refuse}, Certificate{8 * time.Hour, 15 * time.Second, 24 * time.Hour, true}}
-	if c != want {
+	want := Config{"/home/u/.ssh/vmux-agent.sock", "", slog.LevelInfo, time.Minute, policy.Policy{Default: policy.Ask}, Certificate{8 * time.Hour, 15 * time.Second, 24 * time.Hour, true}}
+	if !reflect.DeepEqual(c, want) {
 		t.Errorf("%+v, want %+v", c, want)
 	}
 	if _, err := LoadConfig(path, false, env("HOME", "")); !errors.Is(err, ErrNoHome) {
@@ -131,9 +134,10 @@ func TestConfigErrors(t *testing.T) {
 		{"deadline = \"60\"", 1, "deadline", "is no duration", "5s to 110s"},
 		{"deadline = \"4s\"", 1, "deadline", "out of range", "5s to 110s"},
 		{"deadline = \"111s\"", 1, "deadline", "out of range", "5s to 110s"},
-		{"[policy]\n opaque=\"allow\"", 2, "policy.opaque", "neither ask nor refuse", `opaque = "refuse"`},
-		{"[policy]\nOpaque = \"ask\"", 2, "policy.Opaque", "no setting", "policy.opaque"},
-		{"policy.forwarded = true", 1, "policy.forwarded", "no text", ""},
+		{"[policy]\n default=\"allow\"", 2, "policy.default", "neither ask nor refuse", `default = "refuse"`},
+		{"[policy]\nDefault = \"ask\"", 2, "policy.Default", "no setting", "policy.default"},
+		{"[policy]\nopaque = \"ask\"", 2, "policy.opaque", "no setting", "[[policy.rule]]"},
+		{"policy.default = true", 1, "policy.default", "no text", "ask or refuse"},
 		{"\n[wake]\n", 2, "wake", "no setting", ""},
 		{"policy = \"ask\"", 1, "policy", "no setting", ""},
 		{"a = 1\nb = 2", 1, "a", "no setting", ""},
