@@ -16,7 +16,6 @@ import (
 	"vmux.app/toolkit/internal/cli"
 	"vmux.app/toolkit/internal/control"
 	"vmux.app/toolkit/internal/phone"
-	policies "vmux.app/toolkit/internal/policy"
 	"vmux.app/toolkit/internal/process"
 	"vmux.app/toolkit/internal/session"
 	"vmux.app/toolkit/internal/store"
@@ -29,7 +28,8 @@ func app() *cli.App {
 	return &cli.App{
 		Name:  "vmux-agent",
 		Usage: "serve the SSH agent protocol with keys that are on a phone",
-		Description: "Serves ~/.ssh/vmux-agent.sock in the foreground until SIGINT or SIGTERM. Point ssh to it:\n" +
+		Description: "Serves ~/.ssh/vmux-agent.sock in the foreground until SIGINT or SIGTERM, and reads vmux.toml again at SIGHUP.\n" +
+			"   Point ssh to it:\n" +
 			"   export SSH_AUTH_SOCK=~/.ssh/vmux-agent.sock",
 		Flags:  []cli.Flag{cli.SocketFlag(), cli.ConfigFlag(), cli.LogLevelFlag(), cli.DeadlineFlag()},
 		Action: run,
@@ -41,15 +41,12 @@ func run(c *cli.Context) error {
 	if err := process.Harden(); err != nil {
 		return fmt.Errorf("this process cannot be protected from others of the same user: %w", err)
 	}
-	config, err := cli.LoadConfig(c)
+	settings, err := newSettings(c.Bool("quiet"), func() (store.Config, error) { return cli.LoadConfig(c) })
 	if err != nil {
 		return err
 	}
-	level := config.LogLevel
-	if c.Bool("quiet") {
-		level = max(level, slog.LevelError)
-	}
-	log := slog.New(slog.NewTextHandler(c.App.ErrWriter, &slog.HandlerOptions{Level: level}))
+	config := settings.start
+	log := slog.New(slog.NewTextHandler(c.App.ErrWriter, &slog.HandlerOptions{Level: &settings.level}))
 
 	// The socket first: of two agents the second must not touch anything.
 	listeners, err := listen(config.Socket, log)
@@ -86,17 +83,18 @@ func run(c *cli.Context) error {
 	sweepJobs(log)
 	started := time.Now()
 	var server *agent.Server
-	certs := &certificates{sessions: sessions, phones: phones, config: config, user: name, log: log,
+	certs := &certificates{sessions: sessions, phones: phones, config: config, policy: settings.Policy, user: name, log: log,
 		locked: func() bool { return server.Locked() }}
 	defer certs.jobs.Wait()
 	extensions := certs.extensions()
 	extensions[control.Status] = func(context.Context, agent.Peer, []byte) (any, error) {
 		return control.StatusResult{Version: cli.Version(), PID: os.Getpid(), Started: started.UTC().Truncate(time.Second),
-			Locked: server.Locked(), Connections: server.Connections(), Certificates: len(sessions.Current()), Phones: phones.Status()}, nil
+			Locked: server.Locked(), Connections: server.Connections(), Certificates: len(sessions.Current()), Phones: phones.Status(),
+			Configuration: settings.status()}, nil
 	}
 	server = agent.New(agent.Options{
 		Signer:         &signer{sessions: sessions, phones: phones},
-		Policy:         policy(config.Policy),
+		Policy:         settings.Policy,
 		Log:            log,
 		SelfExecutable: self,
 		Extensions:     extensions,
@@ -108,7 +106,25 @@ func run(c *cli.Context) error {
 			t.Result(map[string]any{"event": "serving", "socket": l.Addr().String(), "pid": os.Getpid()}, nil)
 		}
 	}
-	return serveAll(c.Context, server, listeners)
+	hangups := cli.Hangups(c)
+	ctx, cancel := context.WithCancel(c.Context)
+	var reloads sync.WaitGroup
+	reloads.Go(func() {
+		for {
+			select {
+			case <-hangups:
+			case <-ctx.Done():
+				return
+			}
+			settings.reload(log)
+			if err := certs.reload(); err != nil {
+				log.Error("pairings not read again", "reason", err)
+			}
+		}
+	})
+	defer reloads.Wait()
+	defer cancel()
+	return serveAll(ctx, server, listeners)
 }
 
 // listen gives the sockets that the service manager passed, or else our own.
@@ -145,14 +161,4 @@ func serveAll(ctx context.Context, server *agent.Server, listeners []net.Listene
 	}
 	all.Wait()
 	return errors.Join(errs...)
-}
-
-func policy(p policies.Policy) agent.Policy {
-	action := func(kind string, forwarded bool) agent.Action {
-		if p.Decide(&policies.Facts{Kind: kind, Forwarded: forwarded}).Action == policies.Ask {
-			return agent.AskOwner
-		}
-		return agent.Refuse
-	}
-	return agent.Policy{Forwarded: action(policies.Login, true), Opaque: action(policies.Opaque, false), Certificates: action(policies.Certificate, false)}
 }

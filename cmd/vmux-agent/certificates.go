@@ -20,6 +20,7 @@ import (
 	"vmux.app/toolkit/internal/control"
 	"vmux.app/toolkit/internal/envelope"
 	"vmux.app/toolkit/internal/phone"
+	"vmux.app/toolkit/internal/policy"
 	"vmux.app/toolkit/internal/session"
 	"vmux.app/toolkit/internal/store"
 )
@@ -29,6 +30,7 @@ type certificates struct {
 	sessions *session.Manager
 	phones   *phone.Set
 	config   store.Config
+	policy   func() *policy.Policy
 	user     string // of this account
 	log      *slog.Logger
 	locked   func() bool

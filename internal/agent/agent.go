@@ -20,6 +20,7 @@ import (
 
 	"golang.org/x/crypto/ssh"
 
+	"vmux.app/toolkit/internal/policy"
 	"vmux.app/toolkit/internal/signed"
 )
 
@@ -100,8 +101,12 @@ type Extension func(ctx context.Context, peer Peer, params []byte) (result any, 
 // Options are what a Server needs.
 type Options struct {
 	Signer Signer
-	Policy Policy
+	// Policy gives the policy that counts now, nil for policy.Shipped. It is called for each request.
+	Policy func() *policy.Policy
 	Log    *slog.Logger // nil discards
+	// HostNames gives the names that are known for a host key, for rules of the policy; among hashed ones, those that
+	// peer or also mention. nil knows none.
+	HostNames func(hostKey []byte, peer Peer, also []string) []string
 	// Extensions are served as NAME@vmux.app, to commands of ours on this machine only.
 	Extensions map[string]Extension
 	// Kind names the kind of an extension's error for AnswerError.Kind. It may be nil.
@@ -114,7 +119,8 @@ type Options struct {
 // Server serves the agent protocol. Its methods may be called at any time, from any goroutine.
 type Server struct {
 	signer     Signer
-	policy     atomic.Pointer[Policy]
+	policy     func() *policy.Policy
+	hostNames  func(hostKey []byte, peer Peer, also []string) []string
 	log        *slog.Logger
 	extensions map[string]Extension
 	kind       func(error) string
@@ -141,6 +147,8 @@ func New(o Options) *Server {
 		log:        o.Log,
 		extensions: o.Extensions,
 		kind:       o.Kind,
+		policy:     o.Policy,
+		hostNames:  o.HostNames,
 		names:      extensionNames(o.Extensions),
 		lock:       newLock(),
 		now:        time.Now,
@@ -150,12 +158,11 @@ func New(o Options) *Server {
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
-	s.SetPolicy(o.Policy)
+	if s.policy == nil {
+		s.policy = func() *policy.Policy { return nil }
+	}
 	return s
 }
-
-// SetPolicy replaces the policy for requests that come from now on.
-func (s *Server) SetPolicy(p Policy) { s.policy.Store(&p) }
 
 // Locked reports whether ssh-add -x has locked the agent.
 func (s *Server) Locked() bool { return s.lock.locked.Load() }

@@ -18,6 +18,7 @@ import (
 
 	"golang.org/x/crypto/ssh"
 
+	"vmux.app/toolkit/internal/policy"
 	"vmux.app/toolkit/internal/signed"
 )
 
@@ -91,7 +92,7 @@ func TestSSHAdd(t *testing.T) {
 	expect(0, "p256@phone", nil, "-l")
 
 	expect(1, "", nil, "-T", public)
-	r.server.SetPolicy(Policy{Opaque: AskOwner})
+	r.policy.Store(askFor(policy.Opaque))
 	expect(0, "", nil, "-T", public)
 
 	expect(1, "Failed to remove all identities", nil, "-D")
@@ -231,11 +232,11 @@ func TestSSHForwarding(t *testing.T) {
 		t.Errorf("%v %q, forwarded %v", q.Meaning.Kind, q.Meaning.Namespace, q.Forwarded)
 	}
 
-	r.server.SetPolicy(Policy{Forwarded: Refuse})
+	r.policy.Store(&policy.Policy{Default: policy.Ask, Rules: []policy.Rule{{Line: 9, Action: policy.Refuse, Forwarded: policy.Yes}}})
 	if out, code := r.run(nil, client, sign...); code == 0 {
 		t.Errorf("signed though the policy refuses: %s", out)
 	}
-	if len(r.log.lines("outcome=refused", "forwarded=true", "policy refuses forwarded requests")) != 1 {
+	if len(r.log.lines("outcome=refused", "forwarded=true", "policy: rule 1 (line 9)")) != 1 {
 		t.Errorf("log:\n%s", r.log)
 	}
 }

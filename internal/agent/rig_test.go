@@ -19,12 +19,14 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"golang.org/x/crypto/ssh"
 	xagent "golang.org/x/crypto/ssh/agent"
 
+	"vmux.app/toolkit/internal/policy"
 	"vmux.app/toolkit/internal/signed"
 )
 
@@ -134,6 +136,7 @@ type rig struct {
 	server *Server
 	signer *memory
 	socket string
+	policy atomic.Pointer[policy.Policy]
 	log    *logText
 	stop   func()
 }
@@ -147,6 +150,7 @@ func newRig(t testing.TB, setup ...func(*Server)) *rig {
 	r.signer.add(newP256(t), "p256@phone")
 	r.server = New(Options{
 		Signer: r.signer,
+		Policy: r.policy.Load,
 		Log:    slog.New(slog.NewTextHandler(r.log, &slog.HandlerOptions{Level: slog.LevelDebug})),
 	})
 	r.server.proc.executable = func(int) (string, error) { return "/usr/bin/ssh", nil }

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/crypto/cryptobyte"
 	"golang.org/x/crypto/ssh"
 
+	"vmux.app/toolkit/internal/policy"
 	"vmux.app/toolkit/internal/signed"
 )
 
@@ -62,8 +63,9 @@ func (c *conn) decide(r *Request, body []byte) (*ssh.Signature, error) {
 			return nil, err
 		}
 	}
-	if reason := s.policy.Load().refuses(r.Meaning.Kind, r.Forwarded); reason != "" {
-		return nil, refusal(reason)
+	rules := s.policy()
+	if d := rules.Decide(s.facts(r, rules)); d.Action != policy.Ask {
+		return nil, refusal("policy: " + d.String())
 	}
 	if r.Key.Local {
 		return s.signer.Sign(c.ctx, *r)

@@ -19,6 +19,7 @@ import (
 	"golang.org/x/crypto/ssh"
 	xagent "golang.org/x/crypto/ssh/agent"
 
+	"vmux.app/toolkit/internal/policy"
 	"vmux.app/toolkit/internal/signed"
 )
 
@@ -104,46 +105,22 @@ func TestSignRefusals(t *testing.T) {
 	}
 }
 
-func TestPolicy(t *testing.T) {
-	t.Parallel()
-	kinds := map[signed.Kind]bool{} // asked under the zero policy
-	for _, k := range []signed.Kind{signed.Login, signed.SSHSIG, signed.PAM} {
-		kinds[k] = true
-	}
-	for _, k := range []signed.Kind{signed.Opaque, signed.Certificate, signed.Kind(99)} {
-		kinds[k] = false
-	}
-	for kind, asked := range kinds {
-		for _, forwarded := range []bool{false, true} {
-			if got := (Policy{}).refuses(kind, forwarded) == ""; got != asked {
-				t.Errorf("%v, forwarded %v: asked is %v", kind, forwarded, got)
-			}
-			if got := (Policy{Opaque: AskOwner, Certificates: AskOwner}).refuses(kind, forwarded) == ""; !got {
-				t.Errorf("%v, forwarded %v: refused though everything is to be asked", kind, forwarded)
-			}
-			if got := (Policy{Forwarded: Refuse, Opaque: AskOwner, Certificates: AskOwner}).refuses(kind, forwarded) != ""; got != forwarded {
-				t.Errorf("%v, forwarded %v: refused is %v", kind, forwarded, got)
-			}
-		}
-	}
-}
-
-func TestSetPolicyTakesEffectAtOnce(t *testing.T) {
+func TestPolicyTakesEffectAtOnce(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
 	c, ed := r.dial(), r.signer.Keys(nil)[0].Public
 	opaque := signMessage(ed, []byte("anything"), 0)
 	for i, want := range []byte{msgFailure, msgSignResponse, msgFailure} {
 		if i == 1 {
-			r.server.SetPolicy(Policy{Opaque: AskOwner})
+			r.policy.Store(askFor(policy.Opaque))
 		} else {
-			r.server.SetPolicy(Policy{})
+			r.policy.Store(nil)
 		}
 		if got := c.call(opaque...)[0]; got != want {
 			t.Errorf("answer %d is %d, want %d", i, got, want)
 		}
 	}
-	r.server.SetPolicy(Policy{Opaque: AskOwner})
+	r.policy.Store(askFor(policy.Opaque))
 	if got := c.call(signMessage(ed, append(loginData(ed, sidA, nil), 0), 0)...)[0]; got != msgFailure {
 		t.Errorf("what is almost a login: %d", got)
 	}
@@ -353,17 +330,17 @@ func TestThreat_N06_AgentRefuses(t *testing.T) {
 	}
 	for name, tt := range map[string]struct {
 		data   []byte
-		policy Policy
+		policy *policy.Policy
 	}{
-		"opaque":      {[]byte("anything"), Policy{Opaque: AskOwner}},
-		"certificate": {body, Policy{Certificates: AskOwner}},
+		"opaque":      {[]byte("anything"), askFor(policy.Opaque)},
+		"certificate": {body, askFor(policy.Certificate)},
 	} {
-		r.server.SetPolicy(Policy{})
+		r.policy.Store(nil)
 		before := len(r.signer.requests())
 		if got := r.dial().call(signMessage(ed, tt.data, 0)...)[0]; got != msgFailure || len(r.signer.requests()) != before {
 			t.Errorf("%s: answer %d, asked %d times", name, got, len(r.signer.requests())-before)
 		}
-		r.server.SetPolicy(tt.policy)
+		r.policy.Store(tt.policy)
 		if got := r.dial().call(signMessage(ed, tt.data, 0)...)[0]; got != msgSignResponse {
 			t.Errorf("%s with a policy that asks: answer %d", name, got)
 		}

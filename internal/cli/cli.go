@@ -37,23 +37,14 @@ type (
 )
 
 // Main runs app as this process and returns its exit status. The first SIGINT, SIGTERM or SIGHUP
-// cancels the command's context, a second one ends the process at once. A signal that was ignored at start, as
+// cancels the command's context, a second one ends the process at once; but see Hangups. A signal that was ignored at start, as
 // nohup and shells do for background jobs, stays ignored.
 func Main(app *App) int {
 	ctx, cancel := context.WithCancelCause(context.Background())
 	defer cancel(nil)
-	ch := make(chan os.Signal, 1) // room for the one that is waited for
-	for _, s := range []os.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP} {
-		if !signal.Ignored(s) {
-			signal.Notify(ch, s)
-		}
-	}
-	defer signal.Stop(ch)
-	go func() { // lives as long as the process
-		s := <-ch
-		signal.Stop(ch)
-		cancel(&signalError{s.(syscall.Signal)})
-	}()
+	s := catch(func(sig syscall.Signal) { cancel(&signalError{sig}) })
+	defer signal.Stop(s.ch)
+	ctx = withSignals(ctx, s)
 	return Run(ctx, app, os.Args[1:], os.Stdin, os.Stdout, os.Stderr)
 }
 

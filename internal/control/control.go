@@ -32,6 +32,14 @@ type StatusResult struct {
 	Connections  int            `json:"connections"`
 	Certificates int            `json:"certificates"`
 	Phones       []phone.Status `json:"phones"`
+
+	Configuration Configuration `json:"configuration"`
+}
+
+// Configuration is how vmux.toml stands with an agent that reads it again.
+type Configuration struct {
+	Read    time.Time `json:"read"`             // what counts now
+	Problem string    `json:"problem,omitzero"` // why what is there now does not count
 }
 
 // CertificateParams asks for a session certificate. What is left out is the

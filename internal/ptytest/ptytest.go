@@ -57,6 +57,12 @@ func Open(t testing.TB) *Terminal {
 	return p
 }
 
+// HangUp takes the terminal away, as closing its window does.
+func (p *Terminal) HangUp() {
+	p.TTY.Close()
+	p.control.Close()
+}
+
 // Type types s; "\n" is Enter, "\x04" Ctrl-D, "\x03" Ctrl-C.
 func (p *Terminal) Type(s string) {
 	p.t.Helper()
