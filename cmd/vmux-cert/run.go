@@ -17,6 +17,7 @@ import (
 
 	"vmux.app/toolkit/internal/cli"
 	"vmux.app/toolkit/internal/control"
+	"vmux.app/toolkit/internal/safetext"
 )
 
 // Statuses of vmux-cert run beside the command's own, as env(1) has them.
@@ -54,8 +55,8 @@ func run(c *cli.Context) error {
 	}
 	defer client.Close()
 	if p.Reason == "" {
-		p.Reason = "run " + strings.Join(c.Args().Slice(), " ")
-		p.Reason = p.Reason[:min(len(p.Reason), maxLine)]
+		// One line, whatever the command is.
+		p.Reason = safetext.Line("run "+strings.Join(strings.Fields(strings.Join(c.Args().Slice(), " ")), " "), maxLine)
 	}
 	var r control.RunResult
 	if err := asking(c, client, config, control.Run, p, &r); err != nil {
