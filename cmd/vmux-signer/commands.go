@@ -59,6 +59,17 @@ The home is $VMUX_SIGNER_HOME, else $XDG_DATA_HOME/vmux-signer. Keys in it are n
 			{Name: "devices", Usage: "list the paired devices", Action: devices},
 			{Name: "forget", Usage: "unpair a device and cut its links", ArgsUsage: "DEVICE", Action: forget},
 			{
+				Name: "hosts", Usage: "list the host keys of approved logins", Action: hostKeys,
+				Description: `Prompts say whether a host key was approved before, and warn when a name comes with another key.
+The names are those that devices have given.`,
+				Subcommands: []*cli.Command{
+					{
+						Name: "remove", Usage: "forget host keys", ArgsUsage: "NAME...", Action: hostsRemove,
+						Description: "NAME is that of a host, for all its keys, or a key's fingerprint, SHA256:..., for all its names.",
+					},
+				},
+			},
+			{
 				Name: "key", Usage: "manage the keys",
 				Subcommands: []*cli.Command{
 					{
@@ -316,6 +327,57 @@ func forget(c *cli.Context) error {
 	cli.From(c).Notef("%s is not paired any more", d.Name)
 	if cli.From(c).JSON() {
 		cli.From(c).Result(map[string]any{"forgotten": d}, nil)
+	}
+	return changed(c, h)
+}
+
+func hostKeys(c *cli.Context) error {
+	h, err := openHome(c)
+	if err != nil {
+		return err
+	}
+	list, err := h.HostKeys()
+	if err != nil {
+		return err
+	}
+	result := struct {
+		Hosts []signer.HostKey `json:"hosts"`
+	}{list}
+	cli.From(c).Result(result, func(w io.Writer) {
+		tw := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
+		defer tw.Flush()
+		for _, k := range result.Hosts {
+			name := k.Name
+			if name == "" {
+				name = "-" // begins no name
+			}
+			fmt.Fprintf(tw, "%s\t%s\tfirst %s\tlast %s\n", name, k.Fingerprint, k.First, k.Last)
+		}
+	})
+	if len(result.Hosts) == 0 && !cli.From(c).JSON() {
+		cli.From(c).Notef("no login to a verified host was approved yet")
+	}
+	return nil
+}
+
+func hostsRemove(c *cli.Context) error {
+	h, err := openHome(c)
+	if err != nil {
+		return err
+	}
+	gone, err := h.RemoveHosts(c.Args().Slice()...)
+	if err != nil {
+		return err
+	}
+	for _, k := range gone {
+		name := k.Name
+		if name == "" {
+			name = "a host without a name"
+		}
+		cli.From(c).Notef("%s with %s is forgotten", name, k.Fingerprint)
+	}
+	if cli.From(c).JSON() {
+		cli.From(c).Result(map[string]any{"removed": gone}, nil)
 	}
 	return changed(c, h)
 }

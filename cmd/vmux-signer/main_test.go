@@ -4,6 +4,9 @@ package main
 
 import (
 	"context"
+	"crypto/ed25519"
+	"crypto/rand"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"net"
@@ -84,6 +87,8 @@ func await(ts *testscript.TestScript, neg bool, args []string) {
 //	device digits ADDRESS CODE-FILE    pairs by the digits in the file, once it is there
 //	device list ADDRESS                lists the keys
 //	device sign ADDRESS LABEL [N]      asks for N signatures at once, all for the same
+//	device login ADDRESS LABEL KEY [NAME...]
+//	                                   asks for a login to a host with the Ed25519 key of the seed KEY
 //
 // Exit statuses are 0, or 1 with the reason on standard error.
 func device() {
@@ -172,6 +177,9 @@ func runDevice(args []string) error {
 	}
 	for _, k := range keys {
 		if k.Comment == args[2] {
+			if args[0] == "login" {
+				return logIn(ctx, l, k, args[3], args[4:])
+			}
 			return signOnce(ctx, l, k)
 		}
 	}
@@ -183,8 +191,32 @@ func signOnce(ctx context.Context, l *transport.Link, k envelope.PublicKey) erro
 		Namespace, Reserved, Algo string
 		Hash                      []byte
 	}{"git", "", "sha256", make([]byte, 32)})...)
+	return askFor(ctx, l, k, data, envelope.Context{Device: "laptop", Reason: "a test"})
+}
+
+// logIn asks for a login that names its host key.
+func logIn(ctx context.Context, l *transport.Link, k envelope.PublicKey, seed string, names []string) error {
+	sum := sha256.Sum256([]byte(seed))
+	host, err := ssh.NewPublicKey(ed25519.NewKeyFromSeed(sum[:]).Public())
+	if err != nil {
+		return err
+	}
+	session := make([]byte, 32)
+	rand.Read(session)
+	data := ssh.Marshal(struct {
+		Session               []byte
+		Type                  byte
+		User, Service, Method string
+		True                  bool
+		Algorithm             string
+		Key, HostKey          []byte
+	}{session, 50, "root", "ssh-connection", "publickey-hostbound-v00@openssh.com", true, k.Algorithm, k.PublicKeyBlob, host.Marshal()})
+	return askFor(ctx, l, k, data, envelope.Context{Device: "laptop", Destination: &envelope.Destination{HostNames: names}})
+}
+
+func askFor(ctx context.Context, l *transport.Link, k envelope.PublicKey, data []byte, about envelope.Context) error {
 	p, err := l.Call(ctx, transport.NewID(), &envelope.SignRequest{PublicKeyBlob: k.PublicKeyBlob, Data: data,
-		CreatedAt: envelope.At(time.Now()), Context: envelope.Context{Device: "laptop", Reason: "a test"}})
+		CreatedAt: envelope.At(time.Now()), Context: about})
 	if err != nil {
 		return err
 	}

@@ -206,6 +206,7 @@ func advice() []row {
 		is(signer.ErrManyKeys, ExitFailed, "remove one that is not used: vmux-signer key remove LABEL"),
 		is(signer.ErrKeyEncrypted, ExitFailed, "take the passphrase off, with an empty new one: ssh-keygen -p -f FILE"),
 		is(signer.ErrKeyDamaged, ExitFailed, "restore the file from a backup, or move it out of the signer's home"),
+		is(signer.ErrNoHost, ExitFailed, "see what there is: vmux-signer hosts"),
 		is(signer.ErrNoDevice, ExitFailed, "see what there is: vmux-signer devices"),
 		is(signer.ErrManyDevices, ExitFailed, "forget one that is not used: vmux-signer forget DEVICE"),
 		is(signer.ErrWindowOpen, ExitFailed, "end the other vmux-signer pair, or wait until its window closes"),

@@ -111,6 +111,16 @@ func help(t *testing.T, command []string) (flags map[string]bool, subcommands []
 	return flags, subcommands
 }
 
+// acts says whether a command that has subcommands does something without one.
+func acts(t *testing.T, command []string) bool {
+	t.Helper()
+	out, err := exec.Command(bin(t, command[0]), append(slices.Clone(command[1:]), "--help")...).Output()
+	if err != nil {
+		t.Fatalf("%q --help: %v", command, err)
+	}
+	return strings.Contains(string(out), " [flags] [COMMAND]\n")
+}
+
 func commands(t *testing.T) []string {
 	t.Helper()
 	dirs, err := filepath.Glob("../../cmd/*")
@@ -169,7 +179,9 @@ func TestManFlags(t *testing.T) {
 				for _, sub := range below {
 					walk(append(slices.Clone(path), sub))
 				}
-				return
+				if !acts(t, append([]string{name}, path...)) {
+					return
+				}
 			}
 			title := strings.Join(path, " ")
 			if !slices.Contains(described, title) {

@@ -134,7 +134,7 @@ func (s *server) certifyLogged(ctx context.Context, pin transport.Pin, device De
 	defer cancel()
 	// The id keeps every request a prompt of its own: each is another certificate,
 	// of another serial.
-	if err := s.prompts.ask(ctx, promptKey{device: pin, key: string(identity), id: id}, prompt, expires); err != nil {
+	if _, err := s.prompts.ask(ctx, promptKey{device: pin, key: string(identity), id: id}, prompt, expires); err != nil {
 		return nil, err
 	}
 	// Much may have happened while the owner thought, to certificates.toml too.

@@ -104,8 +104,9 @@ func fingerprint(k ssh.PublicKey) string {
 	return ssh.FingerprintSHA256(k)
 }
 
-// newPrompt says what a request means. m must be of a kind that is signed.
-func newPrompt(device Device, k *Key, m signed.Meaning, c *envelope.Context) *Prompt {
+// newPrompt says what a request means, and what is known about the host of a
+// login. m must be of a kind that is signed.
+func newPrompt(device Device, k *Key, m signed.Meaning, c *envelope.Context, known approvals) *Prompt {
 	p := &Prompt{
 		Verified: Verified{
 			Device:    device.Name,
@@ -138,6 +139,7 @@ func newPrompt(device Device, k *Key, m signed.Meaning, c *envelope.Context) *Pr
 			// Statements that do not lead to this login may be from anywhere.
 			p.Claimed.Hops = d.hops
 		}
+		v.Memory = known.recall(p.Claimed.HostNames, v.HostKey)
 	case signed.SSHSIG:
 		v.Namespace = m.Namespace
 		v.Operation = fmt.Sprintf("sign data for %q", shown(m.Namespace, 60))

@@ -22,7 +22,7 @@ const (
 	maxPromptLines = 2 * (screenHeight - margin)
 )
 
-// Control sequences of the headings.
+// Control sequences of the headings and of warnings.
 const bold, thin = "\x1b[1m", "\x1b[0m"
 
 // line is one line of a prompt. head is the heading that it stands under, empty
@@ -52,7 +52,11 @@ func (p *Prompt) layout(width int) []line {
 			}
 			last = f.Name
 			for _, text := range wrap(f.Value, max(20, width-indent-1)) {
-				lines = append(lines, line{half.head, fmt.Sprintf("  %-*s%s", indent-2, name, text)})
+				text = fmt.Sprintf("  %-*s%s", indent-2, name, text)
+				if f.Name == warning {
+					text = bold + text + thin
+				}
+				lines = append(lines, line{half.head, text})
 				name = ""
 			}
 		}
@@ -135,11 +139,15 @@ func wrap(s string, room int) []string {
 // rows counts the rows that whole lines of log take on a terminal.
 func rows(s string, width int) (n int) {
 	for l := range strings.Lines(s) {
-		used := 0
-		for _, r := range strings.TrimSuffix(l, "\n") {
-			used += columns(r)
-		}
-		n += 1 + max(0, used-1)/width
+		n += 1 + max(0, breadth(strings.TrimSuffix(l, "\n"))-1)/width
+	}
+	return n
+}
+
+// breadth is how many columns safe text takes at most.
+func breadth(s string) (n int) {
+	for _, r := range s {
+		n += columns(r)
 	}
 	return n
 }

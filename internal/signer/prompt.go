@@ -48,6 +48,7 @@ type Verified struct {
 	HostKey     string
 	HostKeyType string
 	Unverified  string
+	Memory      *Memory  // of a login's host, nil for others
 	Hops        []string // fingerprints of the hosts that the request was forwarded through, the nearest first
 	KeyLabel    string
 	KeyPrint    string // fingerprint
@@ -109,6 +110,8 @@ func (p *Prompt) Heading() string {
 	switch {
 	case p.Verified.Kind != kindLogin:
 		to = p.Verified.Operation
+	case p.Verified.warned():
+		to = p.Verified.Memory.Other[0].short() + " (claimed, OTHER KEY)"
 	case len(p.Claimed.HostNames) > 0:
 		to = shown(p.Claimed.HostNames[0], 40) + " (claimed)"
 	case p.Verified.HostKey != "":
@@ -138,13 +141,14 @@ func (p *Prompt) Fields() (verified, claimed []Field) {
 		}
 		return verified, append(claimed, c.origin()...)
 	}
-	verified = append(verified, Field{"operation", v.Operation})
+	verified = append(v.warnings(), Field{"operation", v.Operation})
 	if v.Kind == kindLogin {
 		if v.HostKey != "" {
 			verified = append(verified, Field{"host key", v.HostKey + " (" + shown(v.HostKeyType, 40) + ")"})
 		} else {
 			verified = append(verified, Field{"host key", "NOT VERIFIED: " + v.Unverified})
 		}
+		verified = append(verified, p.known()...)
 	}
 	if n := len(v.Hops); n > 0 {
 		verified = append(verified, Field{"forwarded", fmt.Sprintf("through %s: %s", hosts(n), some(v.Hops, 2))})
@@ -160,10 +164,37 @@ func (p *Prompt) Fields() (verified, claimed []Field) {
 	return verified, claimed
 }
 
+// readable are the names of the host that the prompt shows whole, as safe text:
+// as many as fit, and the first one if it could be one. The owner approves no
+// others.
+func (c *Claimed) readable() (whole []string) {
+	used := 0
+	for _, name := range c.HostNames {
+		text := clean(name)
+		used += breadth(text)
+		if _, fit := hostName(name); used > maxShown && (len(whole) > 0 || !fit) {
+			break
+		}
+		whole = append(whole, text)
+		used += len(", ")
+	}
+	return whole
+}
+
 // origin is where the request comes from and goes to, as the device says.
 func (c *Claimed) origin() (claimed []Field) {
-	if len(c.HostNames) > 0 {
-		claimed = append(claimed, Field{"host", shown(strings.Join(c.HostNames, ", "), maxShown)})
+	if n := len(c.HostNames); n > 0 {
+		text := shown(c.HostNames[0], maxShown)
+		if whole := c.readable(); len(whole) > 0 {
+			text = strings.Join(whole, ", ")
+			n -= len(whole)
+		} else {
+			n--
+		}
+		if n > 0 {
+			text += fmt.Sprintf(" and %d more", n)
+		}
+		claimed = append(claimed, Field{"host", text})
 	}
 	if c.HostKey != "" {
 		claimed = append(claimed, Field{"host key", c.HostKey})

@@ -91,6 +91,9 @@ func (s *server) report(ctx context.Context, start time.Time, e *Event, err erro
 	attrs := []slog.Attr{slog.String("device", e.Device), slog.String("operation", e.Operation),
 		slog.String("key", e.Key), slog.String("outcome", e.Outcome), slog.Duration("after", s.now().Sub(start).Round(time.Millisecond))}
 	attrs = append(attrs, about...)
+	if e.Warning != "" {
+		attrs = append(attrs, slog.String("warning", e.Warning))
+	}
 	if e.Reason != "" {
 		attrs = append(attrs, slog.String("reason", e.Reason))
 	}
@@ -151,8 +154,12 @@ func (s *server) signLogged(ctx context.Context, pin transport.Pin, device Devic
 
 	ctx, cancel := context.WithTimeoutCause(ctx, expires.Sub(now), errExpired)
 	defer cancel()
-	err = s.prompts.ask(ctx, promptKey{device: pin, key: string(r.PublicKeyBlob), data: sha256.Sum256(r.Data), session: string(m.SessionID)},
-		newPrompt(device, key, m, &r.Context), expires)
+	prompt := newPrompt(device, key, m, &r.Context, *s.hosts.Load())
+	if prompt.Verified.warned() {
+		e.Warning = otherKey
+	}
+	approved, err := s.prompts.ask(ctx, promptKey{device: pin, key: string(r.PublicKeyBlob), data: sha256.Sum256(r.Data), session: string(m.SessionID)},
+		prompt, expires)
 	if err != nil {
 		return nil, err
 	}
@@ -176,6 +183,7 @@ func (s *server) signLogged(ctx context.Context, pin transport.Pin, device Devic
 	if err := mayStill(); err != nil {
 		return nil, err
 	}
+	s.remember(approved)
 	return ssh.Marshal(sig), nil
 }
 

@@ -76,6 +76,7 @@ type Event struct {
 	Key       string `json:"key,omitzero"`       // request: label; of a certificate request, the certified key's fingerprint
 	Serial    string `json:"serial,omitzero"`    // certificate request: decimal; JSON's numbers are too small
 	KeyID     string `json:"keyId,omitzero"`     // certificate request
+	Warning   string `json:"warning,omitzero"`   // request: of a login that the prompt warned of
 	Outcome   string `json:"outcome,omitzero"`   // request: signed or an error's code; pairing: paired or failed
 	Reason    string `json:"reason,omitzero"`
 }
@@ -117,6 +118,10 @@ type server struct {
 	snap atomic.Pointer[snapshot]
 	// homeMu keeps the order of writes to the disk and to snap the same.
 	homeMu sync.Mutex
+
+	hosts atomic.Pointer[approvals] // never nil; a new map replaces the old one
+	// hostsMu is homeMu for hosts. homeMu is taken first.
+	hostsMu sync.Mutex
 
 	mu       sync.Mutex
 	window   *window             // nil when none is open
@@ -239,7 +244,46 @@ func (s *server) reload() error {
 	if err != nil {
 		return err
 	}
-	return s.publishLocked(st)
+	if err := s.publishLocked(st); err != nil {
+		return err
+	}
+	s.hostsMu.Lock()
+	defer s.hostsMu.Unlock()
+	known, err := s.home.hosts()
+	if err != nil {
+		return err
+	}
+	s.hosts.Store(&known)
+	return nil
+}
+
+// otherKey is the warning of a login's event and log line.
+const otherKey = "another host key than the one approved before"
+
+// remember notes that the owner has approved a login, with which a signature was
+// made.
+func (s *server) remember(p *Prompt) {
+	if p.Verified.HostKey == "" {
+		return // no login, or to a host that is not verified
+	}
+	names, key, day := fitNames(p.Claimed.readable()), p.Verified.HostKey, s.now().Local().Format(time.DateOnly)
+	if s.hosts.Load().has(names, key, day) {
+		return
+	}
+	s.hostsMu.Lock()
+	defer s.hostsMu.Unlock()
+	known, err := s.home.updateHosts(rememberWait, func(h approvals) (bool, error) {
+		if h.has(names, key, day) {
+			return false, nil
+		}
+		h.add(names, key, day)
+		return true, nil
+	})
+	if err != nil {
+		s.log.Warn("host key not remembered", "hostKey", key, "reason", err)
+		return
+	}
+	s.hosts.Store(&known)
 }
 
 // update changes the state, on disk first.

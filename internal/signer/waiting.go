@@ -57,19 +57,20 @@ func newPrompts(a Approver) *prompts {
 }
 
 // ask shows p, or joins the prompt that asks the same, and waits for the answer
-// or ctx. Errors: nil, ErrDenied, errTooMany, the cause of ctx, the cause given
-// to withdraw, the approver's own.
-func (ps *prompts) ask(ctx context.Context, k promptKey, p *Prompt, expires time.Time) error {
+// or ctx. It gives the prompt that the owner has seen: what the device claimed
+// for another request need not be there. Errors: nil, ErrDenied, errTooMany, the
+// cause of ctx, the cause given to withdraw, the approver's own.
+func (ps *prompts) ask(ctx context.Context, k promptKey, p *Prompt, expires time.Time) (*Prompt, error) {
 	o, err := ps.join(k, p, expires)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	select {
 	case <-o.done:
 		if ctx.Err() != nil {
-			return context.Cause(ctx)
+			return nil, context.Cause(ctx)
 		}
-		return o.err
+		return o.prompt, o.err
 	case <-ctx.Done():
 	}
 	ps.mu.Lock()
@@ -78,7 +79,7 @@ func (ps *prompts) ask(ctx context.Context, k promptKey, p *Prompt, expires time
 		o.cancel(context.Cause(ctx))
 		ps.closeLocked(k, o)
 	}
-	return context.Cause(ctx)
+	return nil, context.Cause(ctx)
 }
 
 func (ps *prompts) join(k promptKey, p *Prompt, expires time.Time) (*openPrompt, error) {
