@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -15,7 +14,6 @@ import (
 
 	"vmux.app/toolkit/internal/agent"
 	"vmux.app/toolkit/internal/envelope"
-	"vmux.app/toolkit/internal/knownhosts"
 	"vmux.app/toolkit/internal/phone"
 	"vmux.app/toolkit/internal/session"
 	"vmux.app/toolkit/internal/signed"
@@ -25,6 +23,7 @@ import (
 type signer struct {
 	sessions *session.Manager
 	phones   *phone.Set
+	hosts    hosts
 	all      listing // of Keys(nil)
 	listed   listing // of Keys of somebody
 }
@@ -84,7 +83,7 @@ func (s *signer) Sign(ctx context.Context, r agent.Request) (*ssh.Signature, err
 		PublicKeyBlob: r.Key.Public.Marshal(),
 		Data:          r.Data,
 		Flags:         r.Flags,
-		Context:       claims(r.Peer, r.Meaning.Kind.String(), destination(r)),
+		Context:       claims(r.Peer, r.Meaning.Kind.String(), s.destination(r)),
 	})
 	switch {
 	case errors.Is(err, phone.ErrDenied):
@@ -139,34 +138,22 @@ func parseSignature(blob []byte) (*ssh.Signature, error) {
 	return &ssh.Signature{Format: s.Format, Blob: s.Blob}, nil
 }
 
-// destination hands the connection's binds on, which prove themselves.
-func destination(r agent.Request) *envelope.Destination {
+// destination hands the connection's binds on, which prove themselves, and says
+// how the host is called that is logged in to.
+func (s *signer) destination(r agent.Request) *envelope.Destination {
 	if len(r.Binds) == 0 && !r.Forwarded && r.Meaning.HostKey == nil {
 		return nil
 	}
-	d := &envelope.Destination{Forwarded: r.Forwarded, HostNames: hostNames(r)}
+	key := r.Meaning.HostKey
+	if key == nil {
+		key = r.HostKey
+	}
+	names := s.hosts.names(key, r.Peer, nil)
+	d := &envelope.Destination{Forwarded: r.Forwarded, HostNames: names[:min(len(names), envelope.MaxHostNames)]}
 	for _, b := range r.Binds {
 		d.Binds = append(d.Binds, envelope.Bind{HostKey: b.HostKey, SessionID: b.SessionID, Signature: b.Signature, Forwarding: b.Forwarding})
 	}
 	return d
-}
-
-// hostNames gives the names that known_hosts has for the host that is logged in
-// to.
-func hostNames(r agent.Request) []string {
-	blob := r.Meaning.HostKey
-	if blob == nil {
-		blob = r.HostKey
-	}
-	key, err := ssh.ParsePublicKey(blob)
-	if err != nil {
-		return nil
-	}
-	names := knownhosts.Names(knownhosts.Files(os.Getenv("HOME")), key)
-	for i, n := range names {
-		names[i] = fit(n, envelope.MaxText)
-	}
-	return names
 }
 
 // claims is what this device says about a request, beside what proves itself.

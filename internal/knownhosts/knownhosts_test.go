@@ -54,7 +54,7 @@ func TestKnownHosts(t *testing.T) {
 		"of a cert": {&ssh.Certificate{Key: a}, []string{"deploy", "192.0.2.7"}},
 		"of nobody": {nobodys{}, nil},
 	} {
-		if got := Names(files, test.key); !slices.Equal(got, test.want) {
+		if got := Names(files, test.key, Candidates{}); !slices.Equal(got, test.want) {
 			t.Errorf("%s: %q, want %q", name, got, test.want)
 		}
 	}

@@ -1,0 +1,270 @@
+// SPDX-License-Identifier: BSD-3-Clause
+
+package main
+
+import (
+	"bytes"
+	"io"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"unicode"
+
+	"golang.org/x/crypto/ssh"
+
+	"vmux.app/toolkit/internal/agent"
+	"vmux.app/toolkit/internal/envelope"
+	"vmux.app/toolkit/internal/knownhosts"
+)
+
+const (
+	// maxWords bounds what is taken from a command line; ssh's own options come
+	// before the remote command.
+	maxWords = 256
+	// maxConfigNames and maxPorts bound what is taken from ssh's configuration and,
+	// the second, from a command line.
+	maxConfigNames = 4096
+	maxPorts       = 64
+	// maxPatterns bounds HostName %h.example and the like: each makes one more name
+	// of every word of a command line.
+	maxPatterns = 16
+	// maxConfigFiles and maxConfigSize bound what is read of ssh's configuration;
+	// maxIncludes, how deep, is ssh's own bound.
+	maxConfigFiles = 64
+	maxConfigSize  = 1 << 20
+	maxIncludes    = 16
+)
+
+// hosts tells names of host keys. The zero value uses the user's own files and
+// the system's; they are read each time, as ssh does.
+type hosts struct {
+	home   string // $HOME if empty
+	system string // /etc/ssh if empty
+}
+
+// names gives the names that known_hosts has for a host key, at most 256, the
+// likeliest first. Hashed names are told when they are among also, what peer's
+// command line mentions, or what ssh's configuration does.
+func (h *hosts) names(hostKey []byte, peer agent.Peer, also []string) []string {
+	key, err := ssh.ParsePublicKey(hostKey)
+	if err != nil {
+		return nil
+	}
+	args, _ := peer.Arguments() // it tells nothing when it has gone
+	return h.known(key, args, also)
+}
+
+func (h *hosts) known(key ssh.PublicKey, args, also []string) []string {
+	home := h.home
+	if home == "" {
+		home = os.Getenv("HOME")
+	}
+	names := knownhosts.Names(knownhosts.Files(home), key, h.candidates(home, args, also))
+	for i, n := range names {
+		names[i] = fit(n, envelope.MaxText)
+	}
+	return names
+}
+
+// candidates are for hashed entries. What the caller wants to know comes first,
+// so that no command line can crowd it out.
+func (h *hosts) candidates(home string, args, also []string) knownhosts.Candidates {
+	system := h.system
+	if system == "" {
+		system = "/etc/ssh"
+	}
+	var typed mentions
+	typed.arguments(args)
+	configured := mentions{left: maxConfigSize}
+	if home != "" {
+		own := filepath.Join(home, ".ssh")
+		configured.file(filepath.Join(own, "config"), own, home, 0)
+	}
+	configured.file(filepath.Join(system, "ssh_config"), system, home, 0)
+
+	c := knownhosts.Candidates{Names: slices.Concat(also, typed.names), Ports: slices.Concat(typed.ports, configured.ports)}
+	for _, p := range configured.patterns {
+		for _, name := range typed.names {
+			c.Names = append(c.Names, strings.NewReplacer("%%", "%", "%h", name).Replace(p))
+		}
+	}
+	c.Names = append(c.Names, configured.names...)
+	return c
+}
+
+// mentions are what may be names and ports of hosts, in the order of their
+// mention.
+type mentions struct {
+	names    []string
+	ports    []uint16
+	patterns []string // names with %h for the one that was typed
+
+	files, left int // read, and bytes that may be read
+}
+
+// arguments takes every word of a command line that may be a host's name, and
+// every port. Which ones they are depends on the program and its version, and a
+// wrong guess costs a try.
+func (m *mentions) arguments(args []string) {
+	words := 0
+	for _, arg := range args[min(1, len(args)):] {
+		// -o HostName=x, -o "HostName x", -J x,y
+		for _, word := range strings.FieldsFunc(arg, func(r rune) bool { return unicode.IsSpace(r) || strings.ContainsRune(`,="`, r) }) {
+			if words++; words > maxWords {
+				return
+			}
+			if strings.HasPrefix(word, "-") {
+				word = word[min(2, len(word)):] // -p2222, -Jx
+			}
+			m.word(word)
+		}
+	}
+}
+
+// word takes [USER@]HOST[:PORT], [USER@][ADDRESS]:PORT, ssh://[USER@]HOST[:PORT][/PATH],
+// or a port alone.
+func (m *mentions) word(word string) {
+	if _, after, ok := strings.Cut(word, "://"); ok {
+		word, _, _ = strings.Cut(after, "/")
+	}
+	word = word[strings.LastIndexByte(word, '@')+1:]
+	if strings.HasPrefix(word, "[") {
+		name, rest, _ := strings.Cut(word[1:], "]")
+		m.name(name)
+		m.port(strings.TrimPrefix(rest, ":"))
+		return
+	}
+	if strings.Count(word, ":") == 1 { // more are in an address
+		name, port, _ := strings.Cut(word, ":")
+		m.port(port)
+		word = name
+	}
+	if !m.port(word) {
+		m.name(word)
+	}
+}
+
+// name takes what can be a name, and an address also as ssh would write it.
+func (m *mentions) name(name string) {
+	if name == "" || strings.ContainsFunc(name, func(r rune) bool {
+		return unicode.IsSpace(r) || unicode.IsControl(r) || strings.ContainsRune(`*?!|/\,"'`, r)
+	}) {
+		return
+	}
+	m.names = append(m.names, name)
+	if a, err := netip.ParseAddr(name); err == nil && a.String() != name {
+		m.names = append(m.names, a.String())
+	}
+}
+
+func (m *mentions) port(text string) bool {
+	port, err := strconv.ParseUint(text, 10, 16)
+	if err != nil || port == 0 {
+		return false
+	}
+	if !slices.Contains(m.ports, uint16(port)) && len(m.ports) < maxPorts {
+		m.ports = append(m.ports, uint16(port))
+	}
+	return true
+}
+
+// file takes the names and ports of one of ssh's configuration files, whatever
+// host they are for, and of those that it includes, relative to dir.
+func (m *mentions) file(path, dir, home string, depth int) {
+	if m.files++; m.files > maxConfigFiles || depth > maxIncludes {
+		return
+	}
+	text := readFile(path, m.left)
+	m.left -= len(text)
+	for line := range bytes.Lines(text) {
+		words := configWords(string(line))
+		if len(words) < 2 {
+			continue
+		}
+		for _, word := range words[1:] {
+			switch strings.ToLower(words[0]) {
+			case "host", "match":
+				for part := range strings.SplitSeq(word, ",") {
+					m.configured(part)
+				}
+			case "hostname", "hostkeyalias":
+				m.configured(word)
+			case "canonicaldomains":
+				m.configured("%h." + word)
+			case "port":
+				m.port(word)
+			case "include":
+				if rest, ok := strings.CutPrefix(word, "~/"); ok {
+					word = filepath.Join(home, rest)
+				} else if !filepath.IsAbs(word) {
+					word = filepath.Join(dir, word)
+				}
+				files, _ := filepath.Glob(word)
+				for _, f := range files {
+					m.file(f, dir, home, depth+1)
+				}
+			}
+		}
+	}
+}
+
+// configured takes a name of a configuration file, which may have ssh's tokens.
+func (m *mentions) configured(name string) {
+	switch {
+	case strings.Contains(name, "%h"):
+		if !slices.Contains(m.patterns, name) && len(m.patterns) < maxPatterns {
+			m.patterns = append(m.patterns, name)
+		}
+	case len(m.names) < maxConfigNames:
+		m.name(strings.ReplaceAll(name, "%%", "%"))
+	}
+}
+
+// configWords splits a line of ssh_config(5): a keyword, then blanks or one equal
+// sign, then words that can be quoted, up to a comment.
+func configWords(line string) []string {
+	line = strings.TrimSpace(line)
+	end := strings.IndexAny(line, " \t=")
+	if end < 0 || line[0] == '#' {
+		return nil
+	}
+	words := []string{line[:end]}
+	rest := strings.TrimLeft(line[end:], " \t")
+	rest = strings.TrimLeft(strings.TrimPrefix(rest, "="), " \t")
+	for rest != "" && rest[0] != '#' {
+		var word string
+		if quote := rest[0]; quote == '"' || quote == '\'' {
+			word, rest, _ = strings.Cut(rest[1:], string(quote))
+		} else if end := strings.IndexAny(rest, " \t"); end >= 0 {
+			word, rest = rest[:end], rest[end:]
+		} else {
+			word, rest = rest, ""
+		}
+		words = append(words, word)
+		rest = strings.TrimLeft(rest, " \t")
+	}
+	return words
+}
+
+// readFile gives what a file has, empty if it is none or has more than most
+// bytes.
+func readFile(path string, most int) []byte {
+	// A pipe of that name would wait for its other end.
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return nil
+	}
+	defer f.Close()
+	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() || info.Size() > int64(most) {
+		return nil
+	}
+	b, err := io.ReadAll(io.LimitReader(f, int64(most)))
+	if err != nil {
+		return nil
+	}
+	return b
+}
