@@ -101,7 +101,7 @@ func Want(name string) string {
 	case "key":
 		return `a fingerprint as ssh-add -l prints it, or a pattern for the key's comment, as in key = "work*"`
 	case "host":
-		return `a fingerprint as ssh-keygen -l prints it, a pattern for its names in known_hosts, or unverified, as in host = "*.example.org"`
+		return `a fingerprint as ssh-keygen -l prints it, a pattern for its names in known_hosts, or unverified, as in host = ["*.example.org", "unverified"]`
 	case "user":
 		return `patterns for the remote user, as in user = "git"`
 	case "executable", "ancestor":
@@ -140,14 +140,14 @@ func check(name, v string) string {
 	case "key", "host":
 		begin, rest, _ := strings.Cut(v, ":")
 		switch {
-		case strings.HasPrefix(v, fingerprintPrefix) && !fingerprint(rest):
-			return "is no fingerprint: SHA256: and 43 characters"
-		case !strings.HasPrefix(v, fingerprintPrefix) && strings.EqualFold(begin, "SHA256") && rest != "",
-			strings.EqualFold(begin, "MD5") && rest != "":
+		case begin+":" == fingerprintPrefix:
+			if !fingerprint(rest) {
+				return "is no fingerprint: SHA256: and 43 characters"
+			}
+		case rest != "" && (strings.EqualFold(begin, "SHA256") || strings.EqualFold(begin, "MD5")):
 			return "is no fingerprint that begins with SHA256:"
-		}
-		if name == "host" && strings.ContainsAny(v, " ,!@/") {
-			return "is no name of a host: there is no user, no ! and no list in one text"
+		case name == "host" && strings.ContainsAny(v, " ,!@/"):
+			return "is no name of a host"
 		}
 	case "executable", "ancestor":
 		if v != Unknown && !strings.HasPrefix(v, "/") && !strings.HasPrefix(v, "*") && !strings.HasPrefix(v, "?") {
@@ -189,17 +189,40 @@ func shown(s string) string {
 	return s
 }
 
-// list joins values for people.
-func list(values []string, none string) string {
-	if len(values) == 0 {
-		return none
-	}
+// list joins values for people, most of them at the most.
+func list(values []string, most int) string {
 	var s []string
-	for _, v := range values[:min(len(values), maxList)] {
+	for _, v := range values[:min(len(values), most)] {
 		s = append(s, shown(v))
 	}
-	if more := len(values) - maxList; more > 0 {
+	if more := len(values) - most; more > 0 {
 		s = append(s, fmt.Sprintf("%d more", more))
 	}
 	return strings.Join(s, ", ")
+}
+
+// Kinds gives the kinds of requests that a rule can match, nil for all.
+func (r Rule) Kinds() []string {
+	if len(r.Kind) == 0 && r.Action == Ask {
+		return []string{Login, SSHSIG, PAM}
+	}
+	return r.Kind
+}
+
+// String says which requests a rule matches, for people: "kind login; host *.example.org, web".
+func (r Rule) String() string {
+	var forwarded []string
+	if r.Forwarded != "" {
+		forwarded = []string{r.Forwarded}
+	}
+	var parts []string
+	for i, values := range [][]string{r.Kinds(), r.Key, r.Host, r.User, r.Executable, r.Ancestor, forwarded} {
+		if len(values) > 0 {
+			parts = append(parts, Fields()[i+1]+" "+list(values, MaxValues))
+		}
+	}
+	if len(parts) == 0 {
+		return "whatever"
+	}
+	return strings.Join(parts, "; ")
 }

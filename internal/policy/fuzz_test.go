@@ -33,7 +33,7 @@ func (d *dice) some(of []string) (values []string) {
 var (
 	fuzzKinds    = []string{Login, SSHSIG, PAM, Certificate, Opaque, "sshsig:git", "sshsig:*", "sshsig:f?le"}
 	fuzzKeys     = []string{printA, printB, "*", "work*", "work", "?ome"}
-	fuzzHosts    = []string{printA, printB, Unverified, "*", "a.example", "*.EXAMPLE", "[*]:22"}
+	fuzzHosts    = []string{printA, printB, Unverified, "*", "a.example", "*.EXAMPLE", "[*]:22", "?"}
 	fuzzUsers    = []string{"*", "git", "g*", "r??t"}
 	fuzzPrograms = []string{Unknown, "*", "/bin/a", "*/b", "/bin/?"}
 )
@@ -126,7 +126,10 @@ func naive(p *Policy, k known) (Action, int) {
 				case strings.HasPrefix(v, "SHA256:"):
 					return v == k.print
 				}
-				return slices.ContainsFunc(k.names, func(n string) bool { return pattern(v, n, "i") })
+				return slices.ContainsFunc(k.names, func(n string) bool {
+					bare := regexp.MustCompile(`^\[(.*)\]:[0-9]+$`).ReplaceAllString(n, "$1")
+					return pattern(v, n, "i") || pattern(v, bare, "i")
+				})
 			}},
 			{r.User, func(v string) bool {
 				return (k.kind == "login" || k.kind == "pam_ssh_agent_auth") && pattern(v, k.user, "")

@@ -47,7 +47,7 @@ type Rule struct {
 	// asked for only where they are named.
 	Kind       []string
 	Key        []string // fingerprints, and patterns over the comment
-	Host       []string // fingerprints, patterns over names in any case, "unverified"; matches logins only
+	Host       []string // fingerprints, patterns over names with or without port in any case, "unverified"; matches logins only
 	User       []string // patterns; matches logins and pam_ssh_agent_auth only
 	Executable []string // patterns over the path of the program that connected, "unknown"
 	Ancestor   []string // the same over the processes that it descends from, any of them
@@ -281,7 +281,18 @@ func (r *request) isHost(value string) bool {
 	case strings.HasPrefix(value, fingerprintPrefix):
 		return value == r.fingerprint
 	}
-	return slices.ContainsFunc(r.names, func(name string) bool { return match(value, name, true) })
+	return slices.ContainsFunc(r.names, func(name string) bool { return match(value, name, true) || match(value, portless(name), true) })
+}
+
+// portless gives the name in [name]:port, as known_hosts has it of other ports than 22, so that a rule about a host is not
+// void where it listens elsewhere.
+func portless(name string) string {
+	if inner, ok := strings.CutPrefix(name, "["); ok {
+		if inner, _, ok = strings.Cut(inner, "]:"); ok {
+			return inner
+		}
+	}
+	return name
 }
 
 func (r *request) isExecutable(value string) bool {
@@ -332,7 +343,11 @@ func (r *request) why(rule *Rule, f field) string {
 		}
 		return differs("kind", is, rule.Kind)
 	case key:
-		return differs("key", r.Key+" "+shown(r.Comment), rule.Key)
+		is := strings.TrimSpace(r.Key + " " + shown(r.Comment))
+		if r.Key == "" && r.Comment == "" {
+			is = Unknown
+		}
+		return differs("key", is, rule.Key)
 	case user:
 		if !r.hasUser() {
 			return "user: " + r.Kind + " has none"
@@ -346,23 +361,29 @@ func (r *request) why(rule *Rule, f field) string {
 		}
 		is := Unverified
 		if r.fingerprint != "" {
-			is = r.fingerprint + " " + list(r.names, "without a name")
+			is = r.fingerprint + " without a name"
+			if len(r.names) > 0 {
+				is = r.fingerprint + " " + list(r.names, maxList)
+			}
 		}
 		return differs("host", is, rule.Host)
 	case executable:
-		return differs("executable", program(r.program), rule.Executable)
+		return differs("executable", shown(program(r.program)), rule.Executable)
 	case ancestor:
+		if len(r.programs) == 0 {
+			return differs("ancestor", "none", rule.Ancestor)
+		}
 		var paths []string
 		for _, p := range r.programs {
 			paths = append(paths, program(p))
 		}
-		return differs("ancestor", list(paths, "none"), rule.Ancestor)
+		return differs("ancestor", list(paths, maxList), rule.Ancestor)
 	}
 	return ""
 }
 
 func differs(field, is string, want []string) string {
-	return fmt.Sprintf("%s is %s, wanted %s", field, is, list(want, ""))
+	return fmt.Sprintf("%s is %s, wanted %s", field, is, list(want, maxList))
 }
 
 func program(path string) string {

@@ -31,6 +31,10 @@ func with(change func(*Facts)) *Facts {
 	return f
 }
 
+func named(host string) *Facts {
+	return with(func(f *Facts) { f.Host = func() (string, []string) { return printB, []string{host} } })
+}
+
 func of(kind string) *Facts {
 	f := &Facts{Kind: kind, Key: printA, Comment: "work laptop"}
 	switch kind {
@@ -74,6 +78,9 @@ func TestRuleMatches(t *testing.T) {
 		{"host by another fingerprint", Rule{Action: Ask, Host: []string{printA}}, nil, []*Facts{login(), namelessLogin, unverifiedLogin}},
 		{"host by name", Rule{Action: Ask, Host: []string{"WEB.example.ORG"}}, []*Facts{login()}, []*Facts{namelessLogin, unverifiedLogin, bareLogin, of(PAM)}},
 		{"host by name and port", Rule{Action: Ask, Host: []string{"[web.*]:2222"}}, []*Facts{login()}, nil},
+		{"host on another port", Rule{Action: Ask, Host: []string{"WEB.*.org", "2001:db8::1"}},
+			[]*Facts{named("[web.example.org]:2222"), named("[2001:db8::1]:22")}, []*Facts{named("[web.example.org]"), named("[web.example.org.evil]:2222")}},
+		{"host and port", Rule{Action: Ask, Host: []string{"*]:2222"}}, []*Facts{named("[a]:2222")}, []*Facts{named("[a]:2223"), named("a")}},
 		{"host by beginning of name", Rule{Action: Ask, Host: []string{"web"}}, nil, []*Facts{login()}},
 		{"any name", Rule{Action: Ask, Host: []string{"*"}}, []*Facts{login()}, []*Facts{namelessLogin, unverifiedLogin, bareLogin, of(SSHSIG)}},
 		{"unverified", Rule{Action: Refuse, Host: []string{Unverified}}, []*Facts{unverifiedLogin, bareLogin},
@@ -224,6 +231,9 @@ func TestExplain(t *testing.T) {
 		{Rule{Action: Ask, Kind: []string{"sshsig:file"}}, of(SSHSIG), "kind is sshsig:git, wanted sshsig:file"},
 		{Rule{Action: Ask, Kind: []string{"sshsig:file"}}, &Facts{Kind: SSHSIG, Namespace: "a\x1b[b"}, `kind is sshsig:"a\x1b[b", wanted sshsig:file`},
 		{Rule{Action: Ask, Key: []string{"home"}}, login(), "key is " + printA + ` "work laptop", wanted home`},
+		{Rule{Action: Ask, Key: []string{"home"}}, &Facts{Kind: Login}, "key is unknown, wanted home"},
+		{Rule{Action: Ask, Key: []string{"home"}}, &Facts{Kind: Login, Comment: "x"}, "key is x, wanted home"},
+		{Rule{Action: Ask, Key: []string{"home"}}, &Facts{Kind: Login, Key: printA}, "key is " + printA + ` "", wanted home`},
 		{Rule{Action: Ask, User: []string{"root"}}, login(), "user is git, wanted root"},
 		{Rule{Action: Ask, User: []string{"root"}}, of(SSHSIG), "user: sshsig has none"},
 		{Rule{Action: Ask, Forwarded: Yes}, login(), "forwarded is no, wanted yes"},
@@ -233,6 +243,7 @@ func TestExplain(t *testing.T) {
 		{Rule{Action: Ask, Host: []string{"a"}}, of(PAM), "host: pam_ssh_agent_auth has none"},
 		{Rule{Action: Ask, Executable: many}, bareLogin, "executable is unknown, wanted /1, /2, /3, /4, /5, /6, /7, /8, 2 more"},
 		{Rule{Action: Ask, Executable: []string{"/a"}}, with(func(f *Facts) { f.Executable = func() string { return "/b (deleted)" } }), "executable is /b, wanted /a"},
+		{Rule{Action: Ask, Executable: []string{"/a"}}, with(func(f *Facts) { f.Executable = func() string { return "/b\x1b[2J" } }), `executable is "/b\x1b[2J", wanted /a`},
 		{Rule{Action: Ask, Ancestor: []string{"/a"}}, login(), "ancestor is /usr/bin/git, /usr/lib/node/bin/node, /usr/bin/bash, wanted /a"},
 		{Rule{Action: Ask, Ancestor: []string{"/a"}}, bareLogin, "ancestor is unknown, wanted /a"},
 		{Rule{Action: Ask, Ancestor: []string{"/a"}}, with(func(f *Facts) { f.Ancestors = func() []string { return nil } }), "ancestor is none, wanted /a"},
@@ -248,6 +259,25 @@ func TestExplain(t *testing.T) {
 	d, steps := (*Policy)(nil).Explain(login())
 	if d.String() != "default" || d.Action != Ask || steps != nil {
 		t.Errorf("nil: %v %v", d, steps)
+	}
+}
+
+func TestRuleString(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		rule Rule
+		want string
+	}{
+		{Rule{Action: Refuse}, "whatever"},
+		{Rule{Action: Ask}, "kind login, sshsig, pam_ssh_agent_auth"},
+		{Rule{Action: Refuse, Kind: []string{"opaque"}, Key: []string{"work laptop", "a"}, Host: []string{"*"}, User: []string{"u"},
+			Executable: []string{"/x"}, Ancestor: []string{"/y", "unknown"}, Forwarded: Yes},
+			`kind opaque; key "work laptop", a; host *; user u; executable /x; ancestor /y, unknown; forwarded yes`},
+		{Rule{Action: Refuse, User: strings.Fields("1 2 3 4 5 6 7 8 9 10")}, "user 1, 2, 3, 4, 5, 6, 7, 8, 9, 10"},
+	} {
+		if got := c.rule.String(); got != c.want {
+			t.Errorf("%+v: %s, want %s", c.rule, got, c.want)
+		}
 	}
 }
 
@@ -276,7 +306,7 @@ func TestSet(t *testing.T) {
 		{"action", []string{"ask"}},
 		{"kind", []string{"login", "sshsig", "sshsig:git", "sshsig:a b*", "pam_ssh_agent_auth", "certificate", "opaque"}},
 		{"key", []string{printA, "work laptop", "MD5", "é?", "SHA256*"}},
-		{"host", []string{printB, "web.example.org", "[web]:22", "2001:db8::1", "*", "unverified", "md5.example.org"}},
+		{"host", []string{printA, printB, "web.example.org", "[web]:22", "2001:db8::1", "*", "unverified", "md5.example.org"}},
 		{"user", []string{"git", "a b@c:d/e"}},
 		{"executable", []string{"/usr/bin/ssh", "*/node", "?x", "unknown"}},
 		{"ancestor", []string{"/a b", "*", "unknown"}},
@@ -291,7 +321,7 @@ func TestSet(t *testing.T) {
 	}
 	want := Rule{0, Ask, []string{"login", "sshsig", "sshsig:git", "sshsig:a b*", "pam_ssh_agent_auth", "certificate", "opaque"},
 		[]string{printA, "work laptop", "MD5", "é?", "SHA256*"},
-		[]string{printB, "web.example.org", "[web]:22", "2001:db8::1", "*", "unverified", "md5.example.org"},
+		[]string{printA, printB, "web.example.org", "[web]:22", "2001:db8::1", "*", "unverified", "md5.example.org"},
 		[]string{"git", "a b@c:d/e"}, []string{"/usr/bin/ssh", "*/node", "?x", "unknown"}, []string{"/a b", "*", "unknown"}, No}
 	if !reflect.DeepEqual(r, want) {
 		t.Errorf("%+v\nwant %+v", r, want)
@@ -328,7 +358,8 @@ func TestSetErrors(t *testing.T) {
 		{"key", []string{"MD5:16:27"}, "begins with SHA256:", ""},
 		{"key", []string{""}, `"" is empty`, ""},
 		{"host", []string{"SHA256:"}, "no fingerprint", "unverified"},
-		{"host", []string{"a,b"}, "no name of a host", ""},
+		{"host", []string{"a,b"}, `"a,b" is no name of a host`, `host = ["*.example.org", "unverified"]`},
+		{"host", []string{"a/24"}, "no name of a host", ""},
 		{"host", []string{"!a"}, "no name of a host", ""},
 		{"host", []string{"git@a"}, "no name of a host", ""},
 		{"user", []string{"a\nb"}, `"a\nb" has characters that cannot be shown`, ""},
