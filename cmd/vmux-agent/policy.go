@@ -68,7 +68,7 @@ func showPolicy(c *cli.Context) error {
 	if all := answers; !slices.ContainsFunc(all, func(a answer) bool { return a.decision != all[0].decision }) {
 		answers = all[:1]
 		if len(all) > 1 { // it does not depend on which one it is
-			answers[0].key, answers[0].hostKey = "", ""
+			answers[0].key, answers[0].comment, answers[0].hostKey = "", "", ""
 		}
 	}
 	for _, a := range answers {
@@ -155,6 +155,7 @@ type answerObject struct {
 	Rule    int          `json:"rule,omitzero"`
 	Line    int          `json:"line,omitzero"`
 	Key     string       `json:"key,omitzero"`
+	Comment string       `json:"comment,omitzero"`
 	HostKey string       `json:"hostKey,omitzero"`
 	Rules   []stepObject `json:"rules"`
 }
@@ -168,7 +169,7 @@ type stepObject struct {
 
 func (a answer) object() answerObject {
 	o := answerObject{Action: string(a.decision.Action), By: a.decision.String(), Rule: a.decision.Rule, Line: a.decision.Line,
-		Key: a.key, HostKey: a.hostKey, Rules: []stepObject{}}
+		Key: a.key, Comment: strings.ToValidUTF8(a.comment, "\uFFFD"), HostKey: a.hostKey, Rules: []stepObject{}}
 	for _, s := range a.steps {
 		o.Rules = append(o.Rules, stepObject{s.Rule, s.Line, s.Matched, strings.ToValidUTF8(s.Why, "\uFFFD")})
 	}
@@ -179,7 +180,7 @@ func (a answer) object() answerObject {
 func (a answer) write(w io.Writer, several bool) {
 	fmt.Fprintf(w, "%s: %s", a.decision.Action, a.decision)
 	if several && a.key != "" {
-		fmt.Fprintf(w, ", key %s", a.key)
+		fmt.Fprintf(w, ", key %s", safetext.Line(strings.TrimSpace(a.key+" "+a.comment), maxPolicyLine))
 	}
 	if several && a.hostKey != "" {
 		fmt.Fprintf(w, ", host key %s", a.hostKey)
