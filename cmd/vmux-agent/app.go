@@ -31,8 +31,9 @@ func app() *cli.App {
 		Description: "Serves ~/.ssh/vmux-agent.sock in the foreground until SIGINT or SIGTERM, and reads vmux.toml again at SIGHUP.\n" +
 			"   Point ssh to it:\n" +
 			"   export SSH_AUTH_SOCK=~/.ssh/vmux-agent.sock",
-		Flags:  []cli.Flag{cli.SocketFlag(), cli.ConfigFlag(), cli.LogLevelFlag(), cli.DeadlineFlag()},
-		Action: run,
+		Flags:    []cli.Flag{cli.SocketFlag(), cli.ConfigFlag(), cli.LogLevelFlag(), cli.DeadlineFlag()},
+		Action:   run,
+		Commands: []*cli.Command{policyCommand()},
 	}
 }
 
@@ -92,8 +93,10 @@ func run(c *cli.Context) error {
 			Locked: server.Locked(), Connections: server.Connections(), Certificates: len(sessions.Current()), Phones: phones.Status(),
 			Configuration: settings.status()}, nil
 	}
+	keys := &signer{sessions: sessions, phones: phones}
 	server = agent.New(agent.Options{
-		Signer:         &signer{sessions: sessions, phones: phones},
+		Signer:         keys,
+		HostNames:      keys.hosts.names,
 		Policy:         settings.Policy,
 		Log:            log,
 		SelfExecutable: self,
