@@ -31,6 +31,7 @@ type certificates struct {
 	phones   *phone.Set
 	config   store.Config
 	policy   func() *policy.Policy
+	hosts    hosts
 	user     string // of this account
 	log      *slog.Logger
 	locked   func() bool

@@ -88,7 +88,7 @@ func (j *job) start(ctx context.Context) error {
 	}
 	j.dir = dir
 	j.keys = []agent.Key{{Public: j.certificate.Public(), Comment: j.certificate.Info().KeyID, Local: true}}
-	server := agent.New(agent.Options{Signer: j, Policy: j.policy, Log: j.log})
+	server := agent.New(agent.Options{Signer: j, Policy: j.policy, HostNames: j.hosts.names, Log: j.log})
 	ctx, cancel := context.WithCancel(ctx)
 	serial := j.certificate.Info().Serial
 	j.jobs.Go(func() {

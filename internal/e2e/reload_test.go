@@ -106,6 +106,27 @@ func TestPolicyOfAJob(t *testing.T) {
 	job.ended()
 }
 
+// A job's logins are held against rules by host, too.
+func TestPolicyOfAJobKnowsHosts(t *testing.T) {
+	t.Parallel()
+	p := newPhone(t)
+	p.serve("--approve", "always")
+	d := newHost(t)
+	pair(t, d, p)
+	d.configure("[policy]\ndefault = \"ask\"\n[[policy.rule]]\nhost = \"prod\"\naction = \"refuse\"\n")
+	agent := d.agent()
+	s := newServer(t, "cert-authority "+d.ok("vmux-cert", "ca"))
+	job := append([]string{"run", "--validity", "5m", "--", "ssh"}, s.args("true")...)
+	if r := d.run("vmux-cert", job...); r.exit != 0 {
+		t.Errorf("to a host without a name: %v", r)
+	}
+	d.write(".ssh/known_hosts", "prod "+s.key+"\n", 0o600)
+	if r := d.run("vmux-cert", job...); r.exit != 255 {
+		t.Errorf("to a host that is refused: %v", r)
+	}
+	agent.wait(`outcome=refused reason="policy: rule 1 \(line 3\)" kind=login`)
+}
+
 // An agent that was started in a terminal ends with it, though SIGHUP is for
 // reading the configuration otherwise.
 func TestAgentEndsWithItsTerminal(t *testing.T) {
