@@ -116,17 +116,17 @@ func TestPolicyCommand(t *testing.T) {
 	}{
 		{nil, `rule 1 (line 4)   ask     kind login; host *.example.org; forwarded yes
 rule 2 (line 10)  refuse  forwarded yes
-rule 3 (line 14)  refuse  host unverified, ` + webECDSA + `
+rule 3 (line 14)  refuse  kind login; host unverified, ` + webECDSA + `
 rule 4 (line 18)  refuse  ancestor */node
 rule 5 (line 22)  ask     kind sshsig:git, opaque; key work*
-rule 6 (line 27)  ask     kind login, sshsig, pam_ssh_agent_auth; host build.example.net; user git; executable /usr/bin/ssh
+rule 6 (line 27)  ask     kind login; host build.example.net; user git; executable /usr/bin/ssh
 built in          refuse  kind opaque, certificate
 default           ask
 `},
 		{[]string{"--json"}, `{"rules":[{"rule":1,"line":4,"action":"ask","kind":["login"],"host":["*.example.org"],"forwarded":"yes"},` +
-			`{"rule":2,"line":10,"action":"refuse","forwarded":"yes"},{"rule":3,"line":14,"action":"refuse","host":["unverified","` + webECDSA + `"]},` +
+			`{"rule":2,"line":10,"action":"refuse","forwarded":"yes"},{"rule":3,"line":14,"action":"refuse","kind":["login"],"host":["unverified","` + webECDSA + `"]},` +
 			`{"rule":4,"line":18,"action":"refuse","ancestor":["*/node"]},{"rule":5,"line":22,"action":"ask","kind":["sshsig:git","opaque"],"key":["work*"]},` +
-			`{"rule":6,"line":27,"action":"ask","kind":["login","sshsig","pam_ssh_agent_auth"],"host":["build.example.net"],"user":["git"],"executable":["/usr/bin/ssh"]}],` +
+			`{"rule":6,"line":27,"action":"ask","kind":["login"],"host":["build.example.net"],"user":["git"],"executable":["/usr/bin/ssh"]}],` +
 			`"builtIn":{"action":"refuse","kind":["opaque","certificate"]},"default":"ask"}` + "\n"},
 
 		// A host whose keys are decided about in two ways, and in one.

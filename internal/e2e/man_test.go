@@ -275,13 +275,25 @@ func TestManConfig(t *testing.T) {
 	if !ok || !ok2 {
 		t.Fatal("vmux.toml(5) has no example")
 	}
-	var set []string
+	const rule = "[[policy.rule]]"
+	var set, fields []string // fields of rules
 	table := ""
 	for line := range strings.Lines(example) {
 		line = strings.TrimSpace(line)
-		if name, ok := strings.CutPrefix(line, "["); ok {
-			table = strings.TrimSuffix(name, "]") + "."
-		} else if name, _, ok := strings.Cut(line, " = "); ok {
+		name, _, isSetting := strings.Cut(line, " = ")
+		header, isTable := strings.CutPrefix(line, "[")
+		switch {
+		case line == rule:
+			if table = line; !slices.Contains(set, line) {
+				set = append(set, line)
+			}
+		case isTable:
+			table = strings.TrimSuffix(header, "]") + "."
+		case isSetting && table == rule:
+			if !slices.Contains(fields, name) {
+				fields = append(fields, name)
+			}
+		case isSetting:
 			set = append(set, table+name)
 		}
 	}
@@ -301,9 +313,28 @@ func TestManConfig(t *testing.T) {
 	if r := h.run("vmux-agent", "--config", right, "--socket", h.path("right.toml", "sock")); r.exit != 1 {
 		t.Errorf("the example: %v", r)
 	}
-	for _, s := range set {
+	// So does the error about a field that there is not.
+	wrong = h.write("wrong.toml", "[policy]\ndefault = \"ask\"\n"+rule+"\nnosuch = \"\"\n", 0o600)
+	r = h.run("vmux-agent", "--config", wrong)
+	_, known, ok = strings.Cut(r.stderr, "hint: write one of ")
+	if r.exit != 2 || !ok {
+		t.Fatalf("a field that there is not: %v", r)
+	}
+	names := strings.Split(strings.TrimSpace(known), ", ")
+	slices.Sort(names)
+	slices.Sort(fields)
+	if !slices.Equal(fields, names) {
+		t.Errorf("the rules of the example have %q, the fields are %q", fields, names)
+	}
+	for _, s := range append(names, set...) {
+		if s == rule {
+			continue
+		}
+		if slices.Contains(names, s) {
+			s = "rule." + s
+		}
 		name := "VMUX_" + strings.ToUpper(strings.NewReplacer("-", "_", ".", "_").Replace(s))
-		if !strings.Contains(readPages(t)["vmux-agent.1"].text, name) {
+		if !strings.HasPrefix(s, "rule.") && !strings.Contains(readPages(t)["vmux-agent.1"].text, name) {
 			t.Errorf("vmux-agent(1) does not name %s", name)
 		}
 		last := s[strings.LastIndex(s, ".")+1:]

@@ -201,12 +201,19 @@ func list(values []string, most int) string {
 	return strings.Join(s, ", ")
 }
 
-// Kinds gives the kinds of requests that a rule can match, nil for all.
+// Kinds gives the kinds of requests that a rule is for, those included that follow from its other fields; nil for all.
 func (r Rule) Kinds() []string {
-	if len(r.Kind) == 0 && r.Action == Ask {
+	switch {
+	case len(r.Kind) > 0:
+		return r.Kind
+	case len(r.Host) > 0:
+		return []string{Login}
+	case len(r.User) > 0:
+		return []string{Login, PAM}
+	case r.Action == Ask:
 		return []string{Login, SSHSIG, PAM}
 	}
-	return r.Kind
+	return nil
 }
 
 // String says which requests a rule matches, for people: "kind login; host *.example.org, web".

@@ -170,6 +170,12 @@ func FuzzDecide(f *testing.F) {
 		if got.BuiltIn && (rule > 0 || got.Action != Refuse) || rule > 0 && got.Line != p.Rules[rule-1].Line {
 			t.Errorf("%+v", got)
 		}
+		if rule > 0 {
+			kinds := p.Rules[rule-1].Kinds()
+			if kinds != nil && !slices.ContainsFunc(kinds, func(v string) bool { return strings.HasPrefix(v+":", k.kind+":") }) {
+				t.Errorf("%+v by %+v: %s is none of its kinds %q", k, p.Rules[rule-1], k.kind, kinds)
+			}
+		}
 		explained, steps := p.Explain(k.facts())
 		if explained != got {
 			t.Errorf("%+v by %+v: explained as %+v, decided %+v", k, p, explained, got)

@@ -270,10 +270,12 @@ func TestRuleString(t *testing.T) {
 	}{
 		{Rule{Action: Refuse}, "whatever"},
 		{Rule{Action: Ask}, "kind login, sshsig, pam_ssh_agent_auth"},
+		{Rule{Action: Refuse, Host: []string{"a"}, User: []string{"b"}}, "kind login; host a; user b"},
+		{Rule{Action: Ask, User: []string{"b"}}, "kind login, pam_ssh_agent_auth; user b"},
 		{Rule{Action: Refuse, Kind: []string{"opaque"}, Key: []string{"work laptop", "a"}, Host: []string{"*"}, User: []string{"u"},
 			Executable: []string{"/x"}, Ancestor: []string{"/y", "unknown"}, Forwarded: Yes},
 			`kind opaque; key "work laptop", a; host *; user u; executable /x; ancestor /y, unknown; forwarded yes`},
-		{Rule{Action: Refuse, User: strings.Fields("1 2 3 4 5 6 7 8 9 10")}, "user 1, 2, 3, 4, 5, 6, 7, 8, 9, 10"},
+		{Rule{Action: Refuse, Key: strings.Fields("1 2 3 4 5 6 7 8 9 10")}, "key 1, 2, 3, 4, 5, 6, 7, 8, 9, 10"},
 	} {
 		if got := c.rule.String(); got != c.want {
 			t.Errorf("%+v: %s, want %s", c.rule, got, c.want)

@@ -270,9 +270,11 @@ func (c *Config) setFile(path string, b []byte, env Env) error {
 func names(known []setting) string {
 	var keys []string
 	for _, s := range known {
-		keys = append(keys, s.key)
+		if keys = append(keys, s.key); s.key == policyDefault {
+			keys = append(keys, "[["+policyRule+"]]")
+		}
 	}
-	return strings.Join(append(keys, "[["+policyRule+"]]"), ", ")
+	return strings.Join(keys, ", ")
 }
 
 func flatten(into map[string]any, prefix string, tree map[string]any) {
