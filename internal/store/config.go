@@ -47,6 +47,7 @@ type Config struct {
 	Policy   policy.Policy // never changed once it is read
 
 	Certificate Certificate
+	Wake        Wake
 }
 
 // Certificate is about session certificates.
@@ -86,7 +87,7 @@ type setting struct {
 
 // settings returns every setting there is.
 func settings() []setting {
-	return []setting{
+	return append([]setting{
 		{"socket", `an absolute path, or one that begins with ~/, as in socket = "~/.ssh/vmux-agent.sock"`, func(c *Config, env Env, v string) (err error) {
 			c.Socket, err = env.Expand(v)
 			if err == nil && !filepath.IsAbs(c.Socket) {
@@ -130,7 +131,7 @@ func settings() []setting {
 			c.Certificate.AfterPairing = v == "yes"
 			return nil
 		}},
-	}
+	}, wakeSettings()...)
 }
 
 func validity(key string, field func(*Config) *time.Duration) setting {
@@ -205,7 +206,7 @@ func (c *Config) Set(env Env, key, value, origin string) error {
 			continue
 		}
 		if err := s.set(c, env, value); err != nil {
-			return &ConfigError{File: origin, Key: key, Problem: fmt.Sprintf("%q %v", value, err), Want: s.want}
+			return &ConfigError{File: origin, Key: key, Problem: fmt.Sprintf("%q %v", shown(value, err), err), Want: s.want}
 		}
 		return nil
 	}
@@ -253,7 +254,7 @@ func (c *Config) setFile(path string, b []byte, env Env) error {
 			if err == nil {
 				continue
 			}
-			e.Problem, e.Want = fmt.Sprintf("%s %q %v", key, value, err), known[i].want
+			e.Problem, e.Want = fmt.Sprintf("%s %q %v", key, shown(value, err), err), known[i].want
 		}
 		found = append(found, e)
 	}
@@ -282,7 +283,7 @@ func flatten(into map[string]any, prefix string, tree map[string]any) {
 		if t, ok := v.(map[string]any); ok && len(t) > 0 {
 			flatten(into, prefix+k+".", t)
 			continue
-		} else if ok && (prefix+k == "policy" || prefix+k == "certificate") {
+		} else if ok && (prefix+k == "policy" || prefix+k == "certificate" || prefix+k == "wake") {
 			continue // a table header with nothing below it
 		}
 		into[prefix+k] = v

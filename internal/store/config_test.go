@@ -80,7 +80,7 @@ func TestConfigPrecedence(t *testing.T) {
 	if err := c.Set(e, "log-level", "warn", "--log-level"); err != nil {
 		t.Fatal(err)
 	}
-	want := Config{"/home/u/s", "from env", slog.LevelWarn, time.Minute, policy.Policy{Default: policy.Refuse}, Certificate{8 * time.Hour, 15 * time.Second, 24 * time.Hour, true}}
+	want := Config{"/home/u/s", "from env", slog.LevelWarn, time.Minute, policy.Policy{Default: policy.Refuse}, Certificate{8 * time.Hour, 15 * time.Second, 24 * time.Hour, true}, Wake{}}
 	if !reflect.DeepEqual(c, want) {
 		t.Errorf("%+v, want %+v", c, want)
 	}
@@ -97,7 +97,7 @@ func TestConfigDefaults(t *testing.T) {
 		t.Errorf("name %q", c.Name)
 	}
 	c.Name = ""
-	want := Config{"/home/u/.ssh/vmux-agent.sock", "", slog.LevelInfo, time.Minute, policy.Policy{Default: policy.Ask}, Certificate{8 * time.Hour, 15 * time.Second, 24 * time.Hour, true}}
+	want := Config{"/home/u/.ssh/vmux-agent.sock", "", slog.LevelInfo, time.Minute, policy.Policy{Default: policy.Ask}, Certificate{8 * time.Hour, 15 * time.Second, 24 * time.Hour, true}, Wake{}}
 	if !reflect.DeepEqual(c, want) {
 		t.Errorf("%+v, want %+v", c, want)
 	}
@@ -138,7 +138,15 @@ func TestConfigErrors(t *testing.T) {
 		{"[policy]\nDefault = \"ask\"", 2, "policy.Default", "no setting", "policy.default"},
 		{"[policy]\nopaque = \"ask\"", 2, "policy.opaque", "no setting", "[[policy.rule]]"},
 		{"policy.default = true", 1, "policy.default", "no text", "ask or refuse"},
-		{"\n[wake]\n", 2, "wake", "no setting", ""},
+		{"\n[sleep]\n", 2, "sleep", "no setting", ""},
+		{"[wake]\nkey = \"apns.p8\"", 2, "wake.key", `"apns.p8" is not an absolute path`, "~/.ssh/vmux-apns.p8"},
+		{"[wake]\nkey-id = \"abc\"", 2, "wake.key-id", `"abc" is not 10 capital letters and digits`, "ABC123DEFG"},
+		{"[wake]\nteam-id = \"abc\"", 2, "wake.team-id", "is not 10 capital letters and digits", "DEF123GHIJ"},
+		{"[wake]\ntopic = \"a b\"", 2, "wake.topic", "is no bundle id", "com.example.app"},
+		{"[wake]\nenvironment = \"development\"", 2, "wake.environment", "neither production nor sandbox", "sandbox"},
+		{"[wake]\nendpoint = \"http://x\"", 2, "wake.endpoint", "does not begin with https://", "https URL"},
+		{"[wake]\nca-file = \"~x/ca\"", 2, "wake.ca-file", "another user", "~/"},
+		{"[wake]\ndevice-token = \"0123456789abcdefg\"", 2, "wake.device-token", `wake.device-token "01234567…" is not hexadecimal`, "hexadecimal"},
 		{"policy = \"ask\"", 1, "policy", "no setting", ""},
 		{"a = 1\nb = 2", 1, "a", "no setting", ""},
 		{"name = \"a\"\nname = \"b\"", 2, "", "already", ""},

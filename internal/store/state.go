@@ -53,6 +53,8 @@ type Phone struct {
 	CAKey []byte // SSH wire form of the phone's certificate authority key, empty if it has none
 	Keys  []Key  // cachedKeys: what is listed while the phone is away
 
+	DeviceToken DeviceToken
+
 	unknown jsontext.Value
 }
 
@@ -132,6 +134,7 @@ type (
 		Software     string         `json:"software,omitzero"`
 		CAKey        []byte         `json:"caKey,omitempty"`
 		CachedKeys   []fileKey      `json:"cachedKeys"`
+		DeviceToken  *fileToken     `json:"deviceToken,omitzero"`
 		Unknown      jsontext.Value `json:",embed"`
 	}
 	fileKey struct {
@@ -176,7 +179,7 @@ func decodeState(b []byte) (State, error) {
 	}
 	for _, p := range f.Phones {
 		q := Phone{Name: p.Name, Pin: p.Pin, Address: p.Address, FixedAddress: p.FixedAddress, Instance: p.Instance,
-			PairedAt: p.PairedAt, Software: p.Software, CAKey: p.CAKey, unknown: p.Unknown}
+			PairedAt: p.PairedAt, Software: p.Software, CAKey: p.CAKey, DeviceToken: p.DeviceToken.decode(), unknown: p.Unknown}
 		for _, k := range p.CachedKeys {
 			q.Keys = append(q.Keys, Key{k.Algorithm, k.PublicKeyBlob, k.Comment, k.ProviderKind, k.DisplayName, k.Unknown})
 		}
@@ -194,7 +197,7 @@ func encodeState(s State) ([]byte, error) {
 	for _, p := range s.Phones {
 		q := filePhone{Name: p.Name, Pin: p.Pin, Address: p.Address, FixedAddress: p.FixedAddress, Instance: p.Instance,
 			PairedAt: p.PairedAt.UTC().Truncate(time.Second), Software: p.Software, CAKey: p.CAKey,
-			CachedKeys: []fileKey{}, Unknown: p.unknown}
+			CachedKeys: []fileKey{}, DeviceToken: p.DeviceToken.encode(), Unknown: p.unknown}
 		for _, k := range p.Keys {
 			q.CachedKeys = append(q.CachedKeys, fileKey{k.Algorithm, k.Blob, k.Comment, k.ProviderKind, k.DisplayName, k.unknown})
 		}
@@ -243,6 +246,9 @@ func (p *Phone) check() error {
 	}
 	if y := p.PairedAt.Year(); y < 1 || y > 9999 {
 		return &InvalidError{"pairedAt", "is out of range"} // RFC 3339 has four digits
+	}
+	if err := p.DeviceToken.check(); err != nil {
+		return within("deviceToken", err)
 	}
 	for i, k := range p.Keys {
 		err := first(text("algorithm", k.Algorithm, MaxName), text("comment", k.Comment, MaxText),

@@ -28,7 +28,8 @@ func somePhone() Phone {
 	return Phone{
 		Name: "Pocket", Pin: pinA, Address: "[fe80::1%eth0]:4711", FixedAddress: "10.0.0.2:99", Instance: "Pocket (2)",
 		PairedAt: time.Date(2026, 3, 4, 5, 6, 7, 0, time.UTC), Software: "vmux-signer 0.1.0", CAKey: []byte{1, 2, 3},
-		Keys: []Key{{Algorithm: "ssh-ed25519", Blob: []byte{4, 5}, Comment: "work ✓", ProviderKind: "secureEnclave", DisplayName: "Work"}},
+		Keys:        []Key{{Algorithm: "ssh-ed25519", Blob: []byte{4, 5}, Comment: "work ✓", ProviderKind: "secureEnclave", DisplayName: "Work"}},
+		DeviceToken: DeviceToken{Token: "00aB", Environment: "sandbox", Topic: "app.vmux", Updated: time.Date(2026, 3, 4, 5, 6, 8, 0, time.UTC)},
 	}
 }
 
@@ -142,23 +143,27 @@ func conform(t *testing.T, open func(t *testing.T) Keeper) {
 			t.Fatal(err)
 		}
 		for field, change := range map[string]func(*State){
-			"phones":                        func(s *State) { s.Phones = make([]Phone, MaxPhones+1) },
-			"phone 1, name":                 func(s *State) { s.Phones[0].Name = "" },
-			"phone 1, pin":                  func(s *State) { s.Phones[0].Pin = pinA[:49] },
-			"phone 2, pin":                  func(s *State) { s.Phones = append(s.Phones, s.Phones[0]) },
-			"phone 1, address":              func(s *State) { s.Phones[0].Address = "nowhere" },
-			"phone 1, fixedAddress":         func(s *State) { s.Phones[0].FixedAddress = ":22" },
-			"phone 1, instance":             func(s *State) { s.Phones[0].Instance = "\xff" },
-			"phone 1, software":             func(s *State) { s.Phones[0].Software = strings.Repeat("x", MaxText+1) },
-			"phone 1, pairedAt":             func(s *State) { s.Phones[0].PairedAt = time.Date(10000, 1, 1, 0, 0, 0, 0, time.UTC) },
-			"phone 1, caKey":                func(s *State) { s.Phones[0].CAKey = make([]byte, MaxBlob+1) },
-			"phone 1, cachedKeys":           func(s *State) { s.Phones[0].Keys = make([]Key, MaxKeys+1) },
-			"phone 1, key 1, publicKeyBlob": func(s *State) { s.Phones[0].Keys[0].Blob = nil },
-			"phone 1, key 1, comment":       func(s *State) { s.Phones[0].Keys[0].Comment = strings.Repeat("x", MaxText+1) },
-			"phone 1, key 1, algorithm":     func(s *State) { s.Phones[0].Keys[0].Algorithm = strings.Repeat("x", MaxName+1) },
-			"phone 1, key 1, providerKind":  func(s *State) { s.Phones[0].Keys[0].ProviderKind = "\xff" },
-			"phone 1, key 1, displayName":   func(s *State) { s.Phones[0].Keys[0].DisplayName = "\xff" },
-			"state":                         func(s *State) { s.Phones[0].Keys = manyKeys() },
+			"phones":                            func(s *State) { s.Phones = make([]Phone, MaxPhones+1) },
+			"phone 1, name":                     func(s *State) { s.Phones[0].Name = "" },
+			"phone 1, pin":                      func(s *State) { s.Phones[0].Pin = pinA[:49] },
+			"phone 2, pin":                      func(s *State) { s.Phones = append(s.Phones, s.Phones[0]) },
+			"phone 1, address":                  func(s *State) { s.Phones[0].Address = "nowhere" },
+			"phone 1, fixedAddress":             func(s *State) { s.Phones[0].FixedAddress = ":22" },
+			"phone 1, instance":                 func(s *State) { s.Phones[0].Instance = "\xff" },
+			"phone 1, software":                 func(s *State) { s.Phones[0].Software = strings.Repeat("x", MaxText+1) },
+			"phone 1, pairedAt":                 func(s *State) { s.Phones[0].PairedAt = time.Date(10000, 1, 1, 0, 0, 0, 0, time.UTC) },
+			"phone 1, caKey":                    func(s *State) { s.Phones[0].CAKey = make([]byte, MaxBlob+1) },
+			"phone 1, cachedKeys":               func(s *State) { s.Phones[0].Keys = make([]Key, MaxKeys+1) },
+			"phone 1, key 1, publicKeyBlob":     func(s *State) { s.Phones[0].Keys[0].Blob = nil },
+			"phone 1, key 1, comment":           func(s *State) { s.Phones[0].Keys[0].Comment = strings.Repeat("x", MaxText+1) },
+			"phone 1, key 1, algorithm":         func(s *State) { s.Phones[0].Keys[0].Algorithm = strings.Repeat("x", MaxName+1) },
+			"phone 1, key 1, providerKind":      func(s *State) { s.Phones[0].Keys[0].ProviderKind = "\xff" },
+			"phone 1, key 1, displayName":       func(s *State) { s.Phones[0].Keys[0].DisplayName = "\xff" },
+			"phone 1, deviceToken, token":       func(s *State) { s.Phones[0].DeviceToken.Token = "00a" },
+			"phone 1, deviceToken, environment": func(s *State) { s.Phones[0].DeviceToken.Environment = "development" },
+			"phone 1, deviceToken, topic":       func(s *State) { s.Phones[0].DeviceToken.Topic = "" },
+			"phone 1, deviceToken, updated":     func(s *State) { s.Phones[0].DeviceToken.Updated = time.Date(10000, 1, 1, 0, 0, 0, 0, time.UTC) },
+			"state":                             func(s *State) { s.Phones[0].Keys = manyKeys() },
 		} {
 			err := k.Update(func(s *State) error { change(s); return nil })
 			if e, ok := errors.AsType[*InvalidError](err); !ok || e.Field != field {
@@ -211,7 +216,7 @@ func TestUpdateIsPrivateAndWhole(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, name := range []string{`"version": 1`, `"cachedKeys"`, `"pin"`, `"caKey": "AQID"`, `"pairedAt": "2026-03-04T05:06:07Z"`} {
+	for _, name := range []string{`"version": 1`, `"cachedKeys"`, `"pin"`, `"caKey": "AQID"`, `"pairedAt": "2026-03-04T05:06:07Z"`, `"deviceToken"`, `"token": "00aB"`, `"updated": "2026-03-04T05:06:08Z"`} {
 		if !bytes.Contains(b, []byte(name)) {
 			t.Errorf("%s is not in %s", name, b)
 		}
