@@ -42,6 +42,7 @@ const (
 	TypeCertificateResponse Type = "certificateResponse"
 	TypePending             Type = "pending"
 	TypeCancel              Type = "cancel"
+	TypeDeviceTokenUpdate   Type = "deviceTokenUpdate"
 	TypePairRequest         Type = "pairRequest"
 	TypePairResponse        Type = "pairResponse"
 	TypePairConfirm         Type = "pairConfirm"
@@ -77,6 +78,8 @@ func newPayload(t Type) Payload {
 		return new(Pending)
 	case TypeCancel:
 		return new(Cancel)
+	case TypeDeviceTokenUpdate:
+		return new(DeviceTokenUpdate)
 	case TypePairRequest:
 		return new(PairRequest)
 	case TypePairResponse:

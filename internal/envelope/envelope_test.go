@@ -50,6 +50,7 @@ func samples() []sample {
 		{"certificateResponse", Envelope{"C-1", &CertificateResponse{Certificate: []byte("\x00\x00\x00\x28ecdsa-sha2-nistp256-cert-v01@openssh.com" + strings.Repeat("c", 32))}}},
 		{"pending", Envelope{"B-2_c", &Pending{}}},
 		{"cancel", Envelope{"B-2_c", &Cancel{}}},
+		{"deviceTokenUpdate", Envelope{"", &DeviceTokenUpdate{Token: bytesOf('t', 32), Environment: Sandbox, Topic: "app.vmux.signer"}}},
 		{"pairRequest", Envelope{"pair", &PairRequest{Name: "laptop", Commitment: bytesOf('c', NonceSize), URL: true}}},
 		{"pairResponse", Envelope{"pair", &PairResponse{Name: "phone", Nonce: bytesOf('n', NonceSize)}}},
 		{"pairConfirm with a nonce", Envelope{"pair", &PairConfirm{Nonce: bytesOf('n', NonceSize)}}},
@@ -63,7 +64,7 @@ func samples() []sample {
 
 // all are the types that vmux-protocol(7) has.
 var all = []Type{TypeHello, TypeKeyListRequest, TypeKeyListResponse, TypeSignRequest, TypeSignResponse,
-	TypeCertificateRequest, TypeCertificateResponse, TypePending, TypeCancel,
+	TypeCertificateRequest, TypeCertificateResponse, TypePending, TypeCancel, TypeDeviceTokenUpdate,
 	TypePairRequest, TypePairResponse, TypePairConfirm, TypePing, TypePong, TypeError}
 
 func TestEverySampleRoundTrips(t *testing.T) {
@@ -277,6 +278,10 @@ func refusals(t *testing.T) []refusal {
 			"a", CodeBadRequest, "/payload/nonce is empty, not left out"},
 		{"url missing", `{"version":1,"id":"a","type":"pairRequest","payload":{"name":"x","commitment":"` + strings.Repeat("A", 43) + `="}}`,
 			"a", CodeBadRequest, "/payload/url is missing"},
+		{"environment unknown", `{"version":1,"id":"","type":"deviceTokenUpdate","payload":{"token":"AAAA","environment":"development","topic":"a"}}`,
+			"", CodeBadRequest, "environment \"development\" is not known"},
+		{"topic of other than letters", `{"version":1,"id":"","type":"deviceTokenUpdate","payload":{"token":"AAAA","environment":"sandbox","topic":"a/b"}}`,
+			"", CodeBadRequest, "topic has a character"},
 	}
 }
 
@@ -508,6 +513,12 @@ func TestBounds(t *testing.T) {
 		{"limits", 0, MaxLimits, certified(func(r *CertificateRequest, n int) { r.Context.Limits = numbered(n) })},
 		{"limit", 1, MaxText, certified(func(r *CertificateRequest, n int) { r.Context.Limits = []string{"a", repeat(n)} })},
 		{"certificate", 1, MaxBlob, func(n int) Payload { return &CertificateResponse{Certificate: bytesOf(1, n)} }},
+		{"token", 1, MaxDeviceToken, func(n int) Payload {
+			return &DeviceTokenUpdate{Token: bytesOf(1, n), Environment: Production, Topic: "a"}
+		}},
+		{"topic", 1, MaxTopic, func(n int) Payload {
+			return &DeviceTokenUpdate{Token: []byte{1}, Environment: Production, Topic: repeat(n)}
+		}},
 		{"pairRequest.name", 1, MaxName, func(n int) Payload { return &PairRequest{Name: repeat(n), Commitment: bytesOf(1, NonceSize)} }},
 		{"commitment", NonceSize, NonceSize, func(n int) Payload { return &PairRequest{Name: "x", Commitment: bytesOf(1, n)} }},
 		{"pairResponse.name", 1, MaxName, func(n int) Payload { return &PairResponse{Name: repeat(n), Nonce: bytesOf(1, NonceSize)} }},

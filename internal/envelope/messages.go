@@ -29,6 +29,8 @@ const (
 	MaxKeyID        = 256 // what sshd writes into its log at each login
 	MaxOptions      = 16  // critical options, and as many extensions
 	MaxLimits       = 16
+	MaxDeviceToken  = 100 // Apple promises no length; it has been 32 for long
+	MaxTopic        = 155 // a bundle id
 	// MaxValidity bounds a certificate's validity in seconds, 366 days. Revocation
 	// is the only end before that, and few servers have it set up.
 	MaxValidity = 366 * 24 * 60 * 60
@@ -163,6 +165,24 @@ type Pending struct{}
 // Cancel withdraws the request of its id.
 type Cancel struct{}
 
+// PushEnvironment says which of Apple's push services a device token is for.
+type PushEnvironment string
+
+// The push environments.
+const (
+	Production PushEnvironment = "production"
+	Sandbox    PushEnvironment = "sandbox"
+)
+
+// DeviceTokenUpdate tells the device by which push the phone is woken. The phone
+// sends it, with the empty id, after hello and when anything in it changes;
+// nothing answers it.
+type DeviceTokenUpdate struct {
+	Token       []byte          `json:"token"` // as APNs gave it to the phone's app
+	Environment PushEnvironment `json:"environment"`
+	Topic       string          `json:"topic"` // the app's bundle id
+}
+
 // PairRequest opens a pairing: the device's name and its commitment.
 type PairRequest struct {
 	Name       string `json:"name"`
@@ -238,6 +258,7 @@ func (*CertificateRequest) Type() Type  { return TypeCertificateRequest }  // Ty
 func (*CertificateResponse) Type() Type { return TypeCertificateResponse } // Type implements Payload.
 func (*Pending) Type() Type             { return TypePending }             // Type implements Payload.
 func (*Cancel) Type() Type              { return TypeCancel }              // Type implements Payload.
+func (*DeviceTokenUpdate) Type() Type   { return TypeDeviceTokenUpdate }   // Type implements Payload.
 func (*PairRequest) Type() Type         { return TypePairRequest }         // Type implements Payload.
 func (*PairResponse) Type() Type        { return TypePairResponse }        // Type implements Payload.
 func (*PairConfirm) Type() Type         { return TypePairConfirm }         // Type implements Payload.
@@ -427,6 +448,21 @@ func (r *CertificateResponse) validate() error { return blob("certificate", r.Ce
 func (*Pending) validate() error { return nil }
 
 func (*Cancel) validate() error { return nil }
+
+func (u *DeviceTokenUpdate) validate() error {
+	errs := []error{blob("token", u.Token, MaxDeviceToken), some("topic", u.Topic, MaxTopic)}
+	if u.Environment != Production && u.Environment != Sandbox {
+		errs = append(errs, fmt.Errorf("environment %q is not known", clip(string(u.Environment))))
+	}
+	for _, c := range []byte(u.Topic) {
+		switch {
+		case c >= 'a' && c <= 'z', c >= 'A' && c <= 'Z', c >= '0' && c <= '9', c == '-', c == '.':
+		default:
+			errs = append(errs, errors.New("topic has a character other than letters, digits, - and ."))
+		}
+	}
+	return first(errs...)
+}
 
 func (r *PairRequest) validate() error {
 	return first(name(r.Name), exactly("commitment", r.Commitment))

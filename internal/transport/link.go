@@ -54,7 +54,8 @@ type Link struct {
 	peer envelope.Hello
 	skew time.Duration
 
-	done chan struct{} // closed when the link has ended
+	done   chan struct{}                    // closed when the link has ended
+	tokens chan *envelope.DeviceTokenUpdate // the last one, until it is taken
 
 	mu    sync.Mutex
 	err   error
@@ -74,7 +75,7 @@ type call struct {
 // Open exchanges hello on c, the phone's first, within ctx, and starts the
 // link. It closes c when that fails.
 func Open(ctx context.Context, c *Conn, hello envelope.Hello) (*Link, error) {
-	l := &Link{conn: c, done: make(chan struct{}), calls: map[string]*call{}}
+	l := &Link{conn: c, done: make(chan struct{}), tokens: make(chan *envelope.DeviceTokenUpdate, 1), calls: map[string]*call{}}
 	stop := context.AfterFunc(ctx, func() { c.Close() })
 	err := l.hello(hello)
 	if !stop() && err == nil {
@@ -125,6 +126,9 @@ func (l *Link) Conn() *Conn { return l.conn }
 
 // Done is closed when the link has ended.
 func (l *Link) Done() <-chan struct{} { return l.done }
+
+// Tokens gives what the phone says of how it is woken, the latest only.
+func (l *Link) Tokens() <-chan *envelope.DeviceTokenUpdate { return l.tokens }
 
 // Err says why the link has ended, nil while it lives.
 func (l *Link) Err() error {
@@ -280,6 +284,14 @@ func (l *Link) read() {
 		if bad != nil {
 			// The phone's answer is of no use; who waits for it hears why.
 			e.Payload = envelope.Errorf(envelope.CodeInternal, "unreadable answer: %s", bad.Message)
+		}
+		if u, ok := e.Payload.(*envelope.DeviceTokenUpdate); ok && e.ID == "" {
+			select {
+			case <-l.tokens: // what nobody has taken is out of date
+			default:
+			}
+			l.tokens <- u // there is room: nobody else sends
+			continue
 		}
 		if c == nil {
 			continue // an answer that came after its call had given up

@@ -18,7 +18,7 @@ import (
 )
 
 // pair gives a link and the raw stream below its phone's end, inside a bubble.
-func pair(t *testing.T, h transport.Handler) (*transport.Link, net.Conn) {
+func pair(t *testing.T, h transport.Handler, tell ...envelope.Payload) (*transport.Link, net.Conn) {
 	t.Helper()
 	device, phone := conformance.NewIdentity(t), conformance.NewIdentity(t)
 	here, there := mem.Pipe()
@@ -30,7 +30,7 @@ func pair(t *testing.T, h transport.Handler) (*transport.Link, net.Conn) {
 			t.Error(err)
 			return
 		}
-		transport.Serve(context.Background(), c, envelope.Hello{Name: "Pocket"}, h)
+		transport.Serve(context.Background(), c, envelope.Hello{Name: "Pocket"}, h, tell...)
 	}()
 	c, err := transport.Client(t.Context(), here, device, transport.ProtoLink, conformance.Pinned(phone.Pin()))
 	if err != nil {
@@ -210,6 +210,34 @@ func TestLateAnswer(t *testing.T) {
 		}
 		if !slices.Contains(got, envelope.TypePong) {
 			t.Errorf("the link did not go on: %v", got)
+		}
+	})
+}
+
+// What the phone tells without being asked arrives, the latest only, and holds
+// up no answer while nobody takes it.
+func TestTokens(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		told := []envelope.Payload{
+			&envelope.DeviceTokenUpdate{Token: []byte("old"), Environment: envelope.Sandbox, Topic: "app"},
+			&envelope.DeviceTokenUpdate{Token: []byte("new"), Environment: envelope.Production, Topic: "app"},
+		}
+		l, _ := pair(t, func(context.Context, string, envelope.Payload) (envelope.Payload, error) {
+			return &envelope.SignResponse{Signature: []byte("s")}, nil
+		}, told...)
+		synctest.Wait()
+		if _, err := l.Call(t.Context(), transport.NewID(), request()); err != nil {
+			t.Fatal(err)
+		}
+		u := <-l.Tokens()
+		if string(u.Token) != "new" || u.Environment != envelope.Production || u.Topic != "app" {
+			t.Errorf("%+v", u)
+		}
+		select {
+		case u := <-l.Tokens():
+			t.Errorf("one more: %+v", u)
+		default:
 		}
 	})
 }

@@ -31,11 +31,14 @@ type Handler func(ctx context.Context, id string, req envelope.Payload) (envelop
 // h and tells the device that it is still at it, until the connection or ctx
 // ends. It closes c and waits for its handlers. The error is nil when the
 // device closed in order or ctx ended.
-func Serve(ctx context.Context, c *Conn, hello envelope.Hello, h Handler) error {
+//
+// What the phone tells without being asked, such as a DeviceTokenUpdate, follows
+// its hello.
+func Serve(ctx context.Context, c *Conn, hello envelope.Hello, h Handler, tell ...envelope.Payload) error {
 	ctx, cancel := context.WithCancel(ctx)
 	s := &server{conn: c, handler: h, running: map[string]context.CancelFunc{}}
 	stop := context.AfterFunc(ctx, func() { c.Close() })
-	err := s.serve(ctx, hello)
+	err := s.serve(ctx, hello, tell)
 	ended := !stop()
 	cancel()
 	c.Close()
@@ -55,7 +58,7 @@ type server struct {
 	running map[string]context.CancelFunc
 }
 
-func (s *server) serve(ctx context.Context, hello envelope.Hello) error {
+func (s *server) serve(ctx context.Context, hello envelope.Hello, tell []envelope.Payload) error {
 	hello.Clock = envelope.At(time.Now())
 	if err := s.conn.Send(envelope.Envelope{Payload: &hello}); err != nil {
 		return err
@@ -69,6 +72,11 @@ func (s *server) serve(ctx context.Context, hello envelope.Hello) error {
 	}
 	if _, ok := e.Payload.(*envelope.Hello); !ok {
 		return fmt.Errorf("%s instead of hello", e.Payload.Type())
+	}
+	for _, p := range tell {
+		if err := s.conn.Send(envelope.Envelope{Payload: p}); err != nil {
+			return err
+		}
 	}
 	for {
 		// The device pings an idle link; one that is silent is gone.
