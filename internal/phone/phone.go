@@ -83,6 +83,10 @@ type Options struct {
 	Store    store.Keeper
 	Deadline time.Duration // for one request in all
 	Log      *slog.Logger
+	// Wake pushes to a phone, nil for never. It returns when the push was taken, and
+	// wraps ErrNoWake when there is nothing to push with or to, ErrTokenGone when
+	// the phone's device token is not valid.
+	Wake func(ctx context.Context, phone store.Phone) error
 }
 
 // Prepare gives the options of this user's device: its link key, which is made if
@@ -123,6 +127,7 @@ type Phone struct {
 	last    store.Phone // as stored
 	link    *transport.Link
 	dialing *attempt
+	pushed  time.Time       // when the phone was last woken
 	away    time.Time       // when a search, apart from glances, last found nobody
 	fetched time.Time       // when the key list was last asked for
 	looked  time.Time       // when a listing last had the phone looked for
@@ -131,9 +136,31 @@ type Phone struct {
 
 // attempt is one search for the phone, shared by all who need it.
 type attempt struct {
-	done chan struct{}
-	link *transport.Link
-	err  error
+	start  time.Time
+	wanted chan struct{} // closed when a request needs the phone
+	want   func()        // closes it
+	done   chan struct{} // closed when there is a link or an error
+	link   *transport.Link
+	err    error
+
+	mu   sync.Mutex
+	end  *time.Timer // of the search
+	note error       // what else there is to say when it finds nobody
+}
+
+func newAttempt() *attempt {
+	wanted := make(chan struct{})
+	return &attempt{start: time.Now(), wanted: wanted, want: sync.OnceFunc(func() { close(wanted) }), done: make(chan struct{})}
+}
+
+// prolong has a search end so long from now.
+func (a *attempt) prolong(d time.Duration, note error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.end.Stop() { // else it has ended
+		a.end.Reset(max(d, 0))
+	}
+	a.note = note
 }
 
 // New gives the view of a stored phone.
@@ -271,16 +298,17 @@ func (p *Phone) reach(ctx context.Context, within time.Duration) (*transport.Lin
 		p.mu.Unlock()
 		return nil, ErrNotPaired
 	}
-	if !p.away.IsZero() && time.Since(p.away) < stillAway {
+	if !p.away.IsZero() && time.Since(p.away) < stillAway && !p.mayWakeLocked() {
 		within = min(within, glance)
 	}
 	a := p.dialing
 	if a == nil {
-		a = &attempt{done: make(chan struct{})}
+		a = newAttempt()
 		p.dialing = a
 		p.own.Go(func() { p.look(a, within) })
 	}
 	p.mu.Unlock()
+	a.want()
 	select {
 	case <-a.done:
 		return a.link, a.err
@@ -289,12 +317,25 @@ func (p *Phone) reach(ctx context.Context, within time.Duration) (*transport.Lin
 	}
 }
 
-// look is one search; it ends within so long.
+// look is one search; it ends within so long, or later if a push is sent.
 func (p *Phone) look(a *attempt, within time.Duration) {
-	ctx, cancel := context.WithTimeoutCause(p.ctx, within, fmt.Errorf("gave up after %v", within.Round(time.Millisecond)))
-	defer cancel()
-	start := time.Now()
+	ctx, cancel := context.WithCancelCause(p.ctx)
+	defer cancel(nil)
+	a.mu.Lock()
+	a.end = time.AfterFunc(within, func() {
+		cancel(fmt.Errorf("gave up after %v", time.Since(a.start).Round(time.Millisecond)))
+	})
+	a.mu.Unlock()
+	var waking sync.WaitGroup
+	waking.Go(func() { p.wake(ctx, a) })
+	start := a.start
 	link, address, err := p.dial(ctx)
+	a.end.Stop()
+	cancel(nil)
+	waking.Wait()
+	if err != nil && a.note != nil {
+		err = fmt.Errorf("%w; %w", err, a.note)
+	}
 	p.mu.Lock()
 	a.link, a.err = link, err
 	p.dialing = nil
@@ -318,6 +359,7 @@ func (p *Phone) look(a *attempt, within time.Duration) {
 		p.o.Log.Info("connected", "phone", name, "address", address.Address, "after", time.Since(start).Round(time.Microsecond),
 			"skew", link.Skew().Round(time.Millisecond))
 		p.own.Go(func() { p.watch(link, name) })
+		p.own.Go(func() { p.tokens(link) })
 		p.linked(link, address)
 		if err := p.fetch(link); err != nil {
 			p.o.Log.Warn("key list not updated", "phone", name, "reason", err)
@@ -398,7 +440,7 @@ func (p *Phone) remember(change func(*store.Phone)) {
 	next := p.last
 	change(&next)
 	same := p.last.Address == next.Address && p.last.Instance == next.Instance && p.last.Software == next.Software &&
-		bytes.Equal(p.last.CAKey, next.CAKey) && slices.EqualFunc(p.last.Keys, next.Keys, sameKey)
+		sameToken(p.last.DeviceToken, next.DeviceToken) && bytes.Equal(p.last.CAKey, next.CAKey) && slices.EqualFunc(p.last.Keys, next.Keys, sameKey)
 	p.mu.Unlock()
 	if same {
 		return
@@ -497,7 +539,7 @@ func (p *Phone) freshen() {
 		})
 	case !linked && now.Sub(p.looked) > lookAfter:
 		p.looked = now
-		a := &attempt{done: make(chan struct{})}
+		a := newAttempt()
 		p.dialing = a
 		p.own.Go(func() { p.look(a, reachTimeout) })
 	}

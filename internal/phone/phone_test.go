@@ -44,6 +44,7 @@ type rig struct {
 	ca    []byte
 
 	certify func(context.Context, *envelope.CertificateRequest) (envelope.Payload, error)
+	tell    []envelope.Payload
 }
 
 func testKey(t *testing.T, comment string) envelope.PublicKey {
@@ -139,7 +140,7 @@ func (r *rig) one(ctx context.Context, raw net.Conn, accept func(transport.Pin) 
 			return r.sign(ctx, n, q)
 		}
 		return nil, errors.New("unexpected")
-	})
+	}, r.tell...)
 }
 
 func (r *rig) paired(p transport.Pin) error { return conformance.Pinned(r.device.Pin())(p) }
