@@ -229,7 +229,7 @@ func (m *mentions) configured(name string) {
 func configWords(line string) []string {
 	line = strings.TrimSpace(line)
 	end := strings.IndexAny(line, " \t=")
-	if end < 0 || line[0] == '#' {
+	if end < 0 {
 		return nil
 	}
 	words := []string{line[:end]}

@@ -179,6 +179,23 @@ func TestConfigurationIsBounded(t *testing.T) {
 	if len(m.ports) != maxIncludes+1 {
 		t.Errorf("%d files deep", len(m.ports))
 	}
+	for i := range 2 * maxConfigFiles {
+		c.write(fmt.Sprintf("config.d/%03d", i), fmt.Sprintf("Host c%d", i))
+	}
+	c.write("config", "Include config.d/*")
+	m = mentions{left: maxConfigSize}
+	m.file(filepath.Join(own, "config"), own, c.home, 0)
+	if len(m.names) != maxConfigFiles-1 {
+		t.Errorf("%d files and the first", len(m.names))
+	}
+	half := strings.Repeat("#", maxConfigSize/2)
+	c.write("half", "Host half", half)
+	c.write("config", "Include half half")
+	m = mentions{left: maxConfigSize}
+	m.file(filepath.Join(own, "config"), own, c.home, 0)
+	if len(m.names) != 1 {
+		t.Errorf("%d large files", len(m.names))
+	}
 }
 
 func hostKey(t testing.TB) (ssh.PublicKey, string) {

@@ -144,11 +144,7 @@ func (s *signer) destination(r agent.Request) *envelope.Destination {
 	if len(r.Binds) == 0 && !r.Forwarded && r.Meaning.HostKey == nil {
 		return nil
 	}
-	key := r.Meaning.HostKey
-	if key == nil {
-		key = r.HostKey
-	}
-	names := s.hosts.names(key, r.Peer, nil)
+	names := s.hosts.names(r.Destination(), r.Peer, nil)
 	d := &envelope.Destination{Forwarded: r.Forwarded, HostNames: names[:min(len(names), envelope.MaxHostNames)]}
 	for _, b := range r.Binds {
 		d.Binds = append(d.Binds, envelope.Bind{HostKey: b.HostKey, SessionID: b.SessionID, Signature: b.Signature, Forwarding: b.Forwarding})

@@ -178,6 +178,9 @@ func TestBounds(t *testing.T) {
 	if got := (Candidates{Names: names, Ports: []uint16{1, 2, 3, 4}}).all(maxTries); len(got) != maxTries {
 		t.Errorf("%d candidates", len(got))
 	}
+	if got, want := (Candidates{Names: []string{"A", "[a]:1"}, Ports: []uint16{22, 2}}).all(maxTries), []string{"a", "[a]:2", "[a]:1"}; !slices.Equal(got, want) {
+		t.Errorf("candidates: %q", got)
+	}
 	long := strings.Repeat("x", maxName+1)
 	if got := (Candidates{Names: []string{long, long[1:]}}).all(maxTries); !slices.Equal(got, []string{long[1:]}) {
 		t.Errorf("long names: %q", got)
@@ -193,9 +196,20 @@ func TestBounds(t *testing.T) {
 	if got := Names([]string{file}, key, Candidates{Names: []string{"web261", "web9", "web9"}}); !slices.Equal(got, want) {
 		t.Errorf("fleet: %d names, %q", len(got), got)
 	}
-	crowd := write(t, strings.Repeat("a,", maxEntries)+"last "+line, "next "+line)
-	if got := Names([]string{crowd}, key, Candidates{}); !slices.Equal(got, []string{"a"}) {
-		t.Errorf("crowd: %q", got)
+	crowd := write(t, strings.Repeat("a,A,", maxEntries/2)+"last "+line)
+	crowds := write(t, strings.Repeat("a "+line+"\n", maxEntries)+"last "+line)
+	for _, file := range []string{crowd, crowds} {
+		if got := Names([]string{file}, key, Candidates{}); !slices.Equal(got, []string{"a"}) {
+			t.Errorf("crowd: %q", got)
+		}
+	}
+	secret := make([]string, maxEntries)
+	for i := range secret {
+		secret[i] = knownhosts.HashHostname("x") + " " + line
+	}
+	crowd = write(t, append(secret, knownhosts.HashHostname("last")+" "+line)...)
+	if got := Names([]string{crowd}, key, Candidates{Names: []string{"last"}}); got != nil {
+		t.Errorf("hashed crowd: %q", got)
 	}
 }
 
