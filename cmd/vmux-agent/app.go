@@ -60,6 +60,9 @@ func run(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
+	waker := &waker{settings: settings, log: log}
+	defer waker.close()
+	options.Wake = waker.wake
 	phones, err := phone.NewSet(options)
 	var damaged *store.DamagedError
 	switch {

@@ -14,8 +14,9 @@ import (
 	"vmux.app/toolkit/internal/store"
 )
 
-// settings is the configuration of a running agent. The policy and the log level
-// follow vmux.toml when it is read again; the rest is as it was at the start.
+// settings is the configuration of a running agent. The policy, the log level
+// and how phones are woken follow vmux.toml when it is read again; the rest is
+// as it was at the start.
 type settings struct {
 	load  func() (store.Config, error)
 	start store.Config
@@ -24,6 +25,7 @@ type settings struct {
 
 	mu      sync.Mutex
 	policy  *policy.Policy
+	wake    store.Wake
 	read    time.Time // when the policy was
 	problem error     // of the last attempt to read it
 }
@@ -47,7 +49,7 @@ func (s *settings) take(c store.Config) {
 	s.level.Set(level)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.policy, s.read, s.problem = &c.Policy, time.Now(), nil
+	s.policy, s.wake, s.read, s.problem = &c.Policy, c.Wake, time.Now(), nil
 }
 
 // Policy is the one that counts now.
@@ -55,6 +57,13 @@ func (s *settings) Policy() *policy.Policy {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.policy
+}
+
+// Wake is how phones are woken now.
+func (s *settings) Wake() store.Wake {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.wake
 }
 
 // reload reads the configuration again. One that is wrong changes nothing.

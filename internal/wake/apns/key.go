@@ -33,6 +33,9 @@ type Key struct {
 	private *ecdsa.PrivateKey
 }
 
+// Equal says whether both are the same key.
+func (k *Key) Equal(o *Key) bool { return o != nil && k.private.Equal(o.private) }
+
 // KeyProblem is what is wrong with a key's file.
 type KeyProblem int
 
