@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -17,6 +18,7 @@ import (
 	"golang.org/x/term"
 
 	"vmux.app/toolkit/internal/cli"
+	"vmux.app/toolkit/internal/envelope"
 	"vmux.app/toolkit/internal/pairing"
 	"vmux.app/toolkit/internal/process"
 	"vmux.app/toolkit/internal/safetext"
@@ -34,16 +36,37 @@ func openTerminal() (*signer.Terminal, error) {
 	return t, nil
 }
 
-func checkListen(address string) error {
+func checkAddress(flag, address string) error {
 	_, port, err := net.SplitHostPort(address)
 	if err == nil {
 		_, err = strconv.ParseUint(port, 10, 16)
 	}
 	if err != nil {
-		return &cli.UsageError{Problem: fmt.Sprintf("--listen: %q is not an address and a port", address),
-			Hint: "write --listen HOST:PORT, as in --listen 127.0.0.1:0"}
+		return &cli.UsageError{Problem: fmt.Sprintf("--%s: %q is not an address and a port", flag, address),
+			Hint: fmt.Sprintf("write --%s HOST:PORT, as in --%s 127.0.0.1:0", flag, flag)}
 	}
 	return nil
+}
+
+// pushFlags reads how devices can have this signer woken, nil for not at all.
+func pushFlags(c *cli.Context) (*envelope.DeviceTokenUpdate, error) {
+	text := c.String("device-token")
+	if text == "" {
+		if c.IsSet("topic") || c.IsSet("environment") {
+			return nil, &cli.UsageError{Problem: "--topic and --environment are of a device token", Hint: "add --device-token TOKEN"}
+		}
+		return nil, nil
+	}
+	token, err := hex.DecodeString(text)
+	if err != nil {
+		return nil, &cli.UsageError{Problem: "--device-token is not hexadecimal", Hint: "write it as the phone's app shows it"}
+	}
+	u := &envelope.DeviceTokenUpdate{Token: token, Environment: envelope.PushEnvironment(c.String("environment")), Topic: c.String("topic")}
+	if _, err := envelope.Encode(envelope.Envelope{Payload: u}); err != nil {
+		return nil, &cli.UsageError{Problem: fmt.Sprintf("--device-token, --topic: %v", errors.Unwrap(err)),
+			Hint: "write --device-token TOKEN --topic BUNDLE.ID"}
+	}
+	return u, nil
 }
 
 func serve(c *cli.Context) error {
@@ -56,7 +79,16 @@ func serve(c *cli.Context) error {
 		}
 		approve = "terminal"
 	}
-	if err := checkListen(c.String("listen")); err != nil {
+	if err := checkAddress("listen", c.String("listen")); err != nil {
+		return err
+	}
+	if c.IsSet("asleep") {
+		if err := checkAddress("asleep", c.String("asleep")); err != nil {
+			return err
+		}
+	}
+	push, err := pushFlags(c)
+	if err != nil {
 		return err
 	}
 	level, err := logLevel(c)
@@ -91,9 +123,12 @@ func serve(c *cli.Context) error {
 	}
 
 	o := signer.Options{
-		Listen: c.String("listen"), Advertise: !c.Bool("no-advertise"), Software: "vmux-signer " + cli.Version(), Log: logger(level),
+		Listen: c.String("listen"), WakeAddress: c.String("asleep"), Push: push, Advertise: !c.Bool("no-advertise"), Software: "vmux-signer " + cli.Version(), Log: logger(level),
 		Event: func(e signer.Event) {
-			if e.Event == signer.EventListening {
+			switch e.Event {
+			case signer.EventAsleep:
+				t.Notef("asleep until somebody connects to %s", e.Address)
+			case signer.EventListening:
 				t.Notef("listening on %s", e.Address)
 			}
 			if t.JSON() {

@@ -49,7 +49,13 @@ type Options struct {
 	Listen    string // HOST:PORT; ":0" when empty
 	Advertise bool   // by DNS-SD, unless the address is a loopback one
 	Software  string // in hello: "vmux-signer 1.2"
-	Log       *slog.Logger
+	// WakeAddress is HOST:PORT to sleep on at first: the signer neither listens nor
+	// advertises until somebody connects there. That only wakes it, and may be
+	// anybody. Empty for awake.
+	WakeAddress string
+	// Push is how a device can have the signer woken, nil for not at all.
+	Push *envelope.DeviceTokenUpdate
+	Log  *slog.Logger
 	// Event, when set, is told what happens, one event at a time. It must be
 	// quick.
 	Event func(Event)
@@ -59,6 +65,7 @@ type Options struct {
 
 // Kinds of Event.
 const (
+	EventAsleep       = "asleep"
 	EventListening    = "listening"
 	EventConnected    = "connected"
 	EventDisconnected = "disconnected"
@@ -70,7 +77,7 @@ const (
 // data to be signed.
 type Event struct {
 	Event     string `json:"event"`
-	Address   string `json:"address,omitzero"`   // listening
+	Address   string `json:"address,omitzero"`   // listening; asleep: the wake address
 	Device    string `json:"device,omitzero"`    // all others
 	Operation string `json:"operation,omitzero"` // request: login, sshsig, certificate, …
 	Key       string `json:"key,omitzero"`       // request: label; of a certificate request, the certified key's fingerprint
@@ -115,6 +122,8 @@ type server struct {
 	eventMu sync.Mutex
 	onEvent func(Event)
 
+	tell []envelope.Payload // to each device when it connects
+
 	snap atomic.Pointer[snapshot]
 	// homeMu keeps the order of writes to the disk and to snap the same.
 	homeMu sync.Mutex
@@ -154,37 +163,79 @@ func Serve(ctx context.Context, home *Home, o Options) error {
 	if err != nil {
 		return err
 	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	context.AfterFunc(ctx, func() { control.Close() })
+	var services sync.WaitGroup
+	services.Go(func() { s.serveControl(ctx, control) })
+	stop := func() {
+		cancel()
+		services.Wait()
+	}
+	if o.WakeAddress != "" {
+		if err := s.sleep(ctx, o.WakeAddress); err != nil || ctx.Err() != nil {
+			stop()
+			return err
+		}
+	}
 	if o.Listen == "" {
 		o.Listen = ":0"
 	}
 	listener, err := lan.Listen(ctx, o.Listen)
 	if err != nil {
-		var op *net.OpError
-		if errors.As(err, &op) {
-			err = op.Err // the address is said already
-		}
-		return &ListenError{o.Listen, err}
+		stop()
+		return listenError(o.Listen, err)
 	}
-
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	context.AfterFunc(ctx, func() {
-		listener.Close()
-		control.Close()
-	})
-	var services sync.WaitGroup
+	context.AfterFunc(ctx, func() { listener.Close() })
 	if local := listener.Addr().(*net.TCPAddr); o.Advertise && !local.IP.IsLoopback() {
 		services.Go(func() { s.advertise(ctx, uint16(local.Port)) })
 	}
-	services.Go(func() { s.serveControl(ctx, control) })
 	s.log.Debug("listening", "address", listener.Addr())
 	s.event(Event{Event: EventListening, Address: listener.Addr().String()})
 	s.accept(ctx, listener)
-	cancel()
-	services.Wait()
+	stop()
 	s.conns.Wait()
 	s.prompts.wait()
 	return nil
+}
+
+// listenError is a *ListenError.
+func listenError(address string, err error) error {
+	var op *net.OpError
+	if errors.As(err, &op) {
+		err = op.Err // the address is said already
+	}
+	return &ListenError{address, err}
+}
+
+// sleep waits for a connection to the wake address, or ctx's end, which is no
+// error.
+func (s *server) sleep(ctx context.Context, address string) error {
+	var config net.ListenConfig
+	l, err := config.Listen(ctx, "tcp", address)
+	if err != nil {
+		return listenError(address, err)
+	}
+	defer l.Close()
+	defer context.AfterFunc(ctx, func() { l.Close() })()
+	s.event(Event{Event: EventAsleep, Address: l.Addr().String()})
+	for {
+		c, err := l.Accept()
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case err == nil:
+			s.log.Info("woken", "address", c.RemoteAddr())
+			c.Close()
+			return nil
+		}
+		s.log.Warn("accept", "reason", err)
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(acceptRetry):
+		}
+	}
 }
 
 func newServer(home *Home, o Options) (*server, error) {
@@ -201,6 +252,9 @@ func newServer(home *Home, o Options) (*server, error) {
 		prompts:    newPrompts(o.Approver),
 		handshakes: slots{all: maxHandshakes, perSource: maxHandshakesPerSource},
 		pairings:   slots{all: maxPairings, perSource: maxPairingsPerSource},
+	}
+	if o.Push != nil {
+		s.tell = append(s.tell, o.Push)
 	}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
@@ -414,7 +468,7 @@ func (s *server) serveLink(ctx context.Context, c *transport.Conn) {
 	s.event(Event{Event: EventConnected, Device: device.Name})
 	err := transport.Serve(ctx, c, s.hello(), func(ctx context.Context, id string, req envelope.Payload) (envelope.Payload, error) {
 		return s.handle(ctx, l.pin, id, req)
-	})
+	}, s.tell...)
 	if cause := context.Cause(ctx); err == nil && cause != nil && !errors.Is(cause, context.Canceled) {
 		err = cause
 	}
