@@ -26,6 +26,7 @@ import (
 	"vmux.app/toolkit/internal/store"
 	"vmux.app/toolkit/internal/transport"
 	"vmux.app/toolkit/internal/unixsock"
+	"vmux.app/toolkit/internal/wake/apns"
 )
 
 // What a command looks like.
@@ -252,6 +253,21 @@ func TestAdvice(t *testing.T) {
 		{phone.ErrTimeout, 6, "phone"},
 		{phone.ErrNotPaired, 7, "vmux-pair"},
 		{fmt.Errorf("%w: %w", phone.ErrUnreachable, transport.ErrNobody), 4, "network"},
+		{&apns.KeyError{Path: "/my k", Problem: apns.KeyMissing}, 2, "chmod 600 '/my k'"},
+		{&apns.KeyError{Path: "/k", Problem: apns.KeyUnreadable}, 2, "ls -l /k"},
+		{&apns.KeyError{Path: "/k", Problem: apns.KeyForeign}, 2, "sudo chown \"$(id -u)\" /k"},
+		{&apns.KeyError{Path: "/k", Problem: apns.KeyOpen}, 2, "chmod 600 /k"},
+		{&apns.KeyError{Path: "/k", Problem: apns.KeyEncrypted}, 2, "openssl pkey -in /k -out /k.new) && mv /k.new /k"},
+		{&apns.KeyError{Path: "/k", Problem: apns.KeySEC1}, 2, "openssl pkey -in /k"},
+		{&apns.KeyError{Path: "/k", Problem: apns.KeyAlgorithm}, 2, "Apple Push Notifications service"},
+		{&apns.KeyError{Path: "/k", Problem: apns.KeyNotPEM}, 2, "AuthKey_ID.p8"},
+		{&apns.OptionError{Want: "--key-id ID"}, 2, "give --key-id ID"},
+		{apns.ErrNoToken, 7, "--device-token TOKEN"},
+		{&apns.RefusedError{Reason: apns.Lookup(410, "Unregistered")}, 1, "install the app"},
+		{&apns.ConnectError{Host: "h:1"}, 4, "curl -v https://h:1"},
+		{&apns.ConnectError{Host: "h", Problem: apns.NoAnswer, Err: context.DeadlineExceeded}, 4, "curl -v https://h"},
+		{&apns.ConnectError{Host: "h", Problem: apns.BadCertificate}, 4, "--ca-file"},
+		{&apns.ConnectError{Host: "h", Problem: apns.NoHTTP2}, 4, "--endpoint"},
 		{pairing.ErrBadURL, 2, "URL"},
 		{pairing.ErrDeclined, 5, "accept"},
 	} {

@@ -20,6 +20,7 @@ import (
 	"vmux.app/toolkit/internal/store"
 	"vmux.app/toolkit/internal/transport"
 	"vmux.app/toolkit/internal/unixsock"
+	"vmux.app/toolkit/internal/wake/apns"
 )
 
 // Exit statuses of every command. Scripts rely on them.
@@ -190,6 +191,21 @@ func advice() []row {
 		is(transport.ErrRefused, ExitNotPaired, "pair again: vmux-pair"),
 		is(transport.ErrNobody, ExitUnreachable, "wake the phone and look that both are in the same network"),
 
+		// wake
+		as(ExitUsage, keyHint),
+		as(ExitUsage, func(e *apns.OptionError) string { return "give " + e.Want }),
+		is(apns.ErrNoToken, ExitNotPaired, "let the phone connect once, so that it sends its token, or give one: --device-token TOKEN"),
+		as(ExitFailed, func(e *apns.RefusedError) string { return e.Reason.Do }),
+		as(ExitUnreachable, func(e *apns.ConnectError) string {
+			switch e.Problem {
+			case apns.BadCertificate:
+				return "name who certifies it: --ca-file FILE; were it Apple's host, somebody is in between"
+			case apns.NoHTTP2:
+				return "look at what is there, and name a push service: --endpoint https://HOST:PORT"
+			}
+			return "see whether it is reached from here: curl -v https://" + e.Host + "; HTTPS_PROXY names a proxy"
+		}),
+
 		// signer
 		is(signer.ErrNotHome, ExitFailed, "make one: vmux-signer init"),
 		is(signer.ErrHomeExists, ExitFailed, "use it, or name another one: VMUX_SIGNER_HOME=DIR vmux-signer init"),
@@ -240,6 +256,25 @@ func advice() []row {
 		// last, since others wrap it
 		is(context.DeadlineExceeded, ExitNoAnswer, "look at the phone, then try again"),
 	}
+}
+
+// keyHint is about the push key.
+func keyHint(e *apns.KeyError) string {
+	switch e.Problem {
+	case apns.KeyMissing:
+		return "move the key there that Apple gave you, and close it: chmod 600 " + quote(e.Path) + "; or name it: --key FILE"
+	case apns.KeyUnreadable:
+		return "look at its permissions: ls -l " + quote(e.Path)
+	case apns.KeyForeign:
+		return "run the command as the owner, or: sudo chown \"$(id -u)\" " + quote(e.Path)
+	case apns.KeyOpen:
+		return "chmod 600 " + quote(e.Path) + "; if somebody may have read it, revoke it on developer.apple.com, under Keys"
+	case apns.KeyEncrypted, apns.KeySEC1, apns.KeySeveral:
+		return fmt.Sprintf("(umask 077 && openssl pkey -in %[1]s -out %[2]s) && mv %[2]s %[1]s", quote(e.Path), quote(e.Path+".new"))
+	case apns.KeyAlgorithm:
+		return "make one for the Apple Push Notifications service on developer.apple.com, under Keys, and name it: --key FILE"
+	}
+	return "name the file as Apple gave it, AuthKey_ID.p8: --key FILE"
 }
 
 // inHome says whether a directory is below the user's home, where its mode is the user's business alone.

@@ -24,9 +24,12 @@ var imports = map[string][]string{
 	"internal/ptytest":               {},
 	"internal/safetext":              {},
 	"internal/signed":                {},
-	"internal/store":                 {"internal/duration", "internal/policy"},
+	"internal/store":                 {"internal/duration", "internal/policy", "internal/wake/apns"},
 	"internal/transport/dnssd":       {},
 	"internal/unixsock":              {},
+	"internal/wake":                  {"internal/store", "internal/wake/apns"},
+	"internal/wake/apns":             {},
+	"internal/wake/apnstest":         {},
 	"internal/agent":                 {"internal/policy", "internal/process", "internal/signed", "internal/unixsock"},
 	"internal/transport":             {"internal/envelope"},
 	"internal/transport/mem":         {"internal/transport"},
@@ -40,7 +43,7 @@ var imports = map[string][]string{
 		"internal/transport", "internal/transport/dnssd", "internal/transport/lan", "internal/unixsock"},
 	// The table of advice knows the errors of all.
 	"internal/cli": {"internal/agent", "internal/pairing", "internal/phone", "internal/safetext", "internal/session",
-		"internal/signer", "internal/store", "internal/transport", "internal/unixsock"},
+		"internal/signer", "internal/store", "internal/transport", "internal/unixsock", "internal/wake/apns"},
 }
 
 // The direction of imports is part of the design: the agent never knows the

@@ -255,6 +255,9 @@ func TestManExitStatus(t *testing.T) {
 		{"vmux-signer", []string{"devices"}, 1},
 		{"vmux-signer", []string{"--version"}, 0},
 		{"vmux-signer", nil, 2},
+		{"vmux-wake", []string{"--version"}, 0},
+		{"vmux-wake", []string{"--device-token", "00"}, 2},
+		{"vmux-wake", nil, 7},
 	} {
 		r := h.run(c.command, c.args...)
 		if r.exit != c.exit {
@@ -355,7 +358,7 @@ func TestManReferences(t *testing.T) {
 	pages := readPages(t)
 	xr := regexp.MustCompile(`(?m)\bXr (vmux\S*) ([1-9])`)
 	word := regexp.MustCompile(`\bvmux-[a-z]+\b`)
-	known := []string{"vmux-security", "vmux-protocol", "vmux-job"} // the last begins the names of directories
+	known := []string{"vmux-security", "vmux-protocol", "vmux-job", "vmux-apns"} // the last ones begin the names of files
 	known = append(known, commands(t)...)
 	for _, p := range pages {
 		for _, m := range xr.FindAllStringSubmatch(p.text, -1) {
@@ -408,7 +411,7 @@ func TestInstall(t *testing.T) {
 		t.Fatalf("make install: %v\n%s", err, out)
 	}
 	pages := slices.Sorted(maps.Keys(readPages(t)))
-	for _, want := range []string{"vmux-agent.1", "vmux-cert.1", "vmux-pair.1", "vmux-signer.1", "vmux.toml.5", "vmux-protocol.7", "vmux-security.7"} {
+	for _, want := range []string{"vmux-agent.1", "vmux-cert.1", "vmux-pair.1", "vmux-signer.1", "vmux-wake.1", "vmux.toml.5", "vmux-protocol.7", "vmux-security.7"} {
 		if !slices.Contains(pages, want) {
 			t.Errorf("there is no %s", want)
 		}

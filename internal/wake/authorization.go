@@ -3,6 +3,7 @@
 package wake
 
 import (
+	"encoding/base64"
 	"time"
 
 	"github.com/golang-jwt/jwt/v4"
@@ -38,7 +39,7 @@ func (signingMethod) Sign(text string, key any) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	return jwt.EncodeSegment(signature), nil
+	return base64.RawURLEncoding.EncodeToString(signature), nil
 }
 
 // authorize returns the authorization that holds now, and the time that stands for its making at apns2's own Token.

@@ -108,7 +108,7 @@ func New(o Options) (*Client, error) {
 	return &Client{options: o, log: log, transport: transport}, nil
 }
 
-// Close closes connections that no push is using.
+// Close closes connections that no push is using. One that is about to become idle closes by itself after idleTimeout.
 func (c *Client) Close() { c.transport.CloseIdleConnections() }
 
 func (o Options) check() error {

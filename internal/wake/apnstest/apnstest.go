@@ -255,9 +255,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		s.problems = append(s.problems, why.Error())
 		own = Answer{Status: why.status, Reason: why.reason}
 	}
-	for _, why := range checkPayload(p.Header.Get("apns-push-type"), body) {
-		s.problems = append(s.problems, why)
-	}
+	s.problems = append(s.problems, checkPayload(p.Header.Get("apns-push-type"), body)...)
 	a := own
 	if len(s.answers) > 0 {
 		if s.answers[0].Status != 0 || s.answers[0].Hang || s.answers[0].Break {
