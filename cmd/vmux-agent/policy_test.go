@@ -187,6 +187,18 @@ default           ask
 		t.Errorf("exit %d\n%s", exit, stdout)
 	}
 
+	// A hashed name that no rule has is known by being given, and not otherwise.
+	other := config + ".other"
+	if err := os.WriteFile(other, []byte("[policy]\ndefault = \"ask\"\n[[policy.rule]]\naction = \"refuse\"\nhost = \"*.example.net\"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if exit, stdout, _ := policyOutput(t, "--config", other, "--host", "build.example.net"); exit != 0 || stdout != "refuse: rule 1 (line 3)\n" {
+		t.Errorf("exit %d\n%s", exit, stdout)
+	}
+	if exit, stdout, _ := policyOutput(t, "--config", other, "--host", build); exit != 0 || stdout != "ask: default\nrule 1 (line 3): host is "+build+" without a name, wanted *.example.net\n" {
+		t.Errorf("exit %d\n%s", exit, stdout)
+	}
+
 	empty := config + ".empty"
 	if err := os.WriteFile(empty, nil, 0o600); err != nil {
 		t.Fatal(err)

@@ -20,6 +20,7 @@ func TestMatch(t *testing.T) {
 		{"?", []string{"a", "é", "\xff", "/", "€"}, []string{"", "ab", "\xff\xff"}},
 		{"??", []string{"ab", "\xc3("}, []string{"é", "a"}},
 		{"*??", []string{"aé", "xaé"}, []string{"é", "€"}},
+		{"*??xz", []string{"€€xz"}, []string{"€xz"}},
 		{"?*?", []string{"aé"}, []string{"é"}},
 		{"abc", []string{"abc"}, []string{"ab", "abcd", "xabc", "ABC"}},
 		{"a*c", []string{"ac", "abc", "a/b/c", "accc"}, []string{"a", "acb", "bac"}},
@@ -104,6 +105,7 @@ func FuzzMatch(f *testing.F) {
 	f.Add("a?*b*", "axxbb")
 	f.Add("*??", "xé\xff")
 	f.Add("*aab*", "aabaab")
+	f.Add("*??xz", "€xz")
 	f.Fuzz(func(t *testing.T, pattern, s string) {
 		if len(pattern) > 12 || len(s) > 24 { // slow is slow
 			t.Skip()

@@ -146,14 +146,22 @@ func (h approvals) add(names []string, key, day string) {
 		rows = append(rows, now)
 		h[n] = rows[max(0, len(rows)-most(n)):]
 	}
-	for over := h.count() - maxHosts; over > 0; over-- {
-		oldest := ""
-		for n := range h {
-			if n != "" && !slices.Contains(names, n) && (oldest == "" || h.before(n, oldest)) {
-				oldest = n
-			}
+	over := h.count() - maxHosts
+	if over <= 0 {
+		return
+	}
+	var others []string
+	for n := range h {
+		if n != "" && !slices.Contains(names, n) {
+			others = append(others, n)
 		}
-		delete(h, oldest)
+	}
+	slices.SortFunc(others, func(a, b string) int {
+		last := func(rows []approved) string { return rows[len(rows)-1].Last }
+		return cmp.Or(cmp.Compare(last(h[a]), last(h[b])), cmp.Compare(a, b))
+	})
+	for _, n := range others[:over] {
+		delete(h, n)
 	}
 }
 
@@ -171,12 +179,6 @@ func (h approvals) count() int {
 		return len(h) - 1
 	}
 	return len(h)
-}
-
-// before says whether the name a makes room before b.
-func (h approvals) before(a, b string) bool {
-	last := func(rows []approved) string { return rows[len(rows)-1].Last }
-	return cmp.Or(cmp.Compare(last(h[a]), last(h[b])), cmp.Compare(a, b)) < 0
 }
 
 // rows gives everything in the order of names, what has none at the end.

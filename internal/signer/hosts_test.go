@@ -42,6 +42,7 @@ func TestThreat_T11_HostMemory(t *testing.T) {
 		"prod-2":    {on("p", 1, 20)},
 		"git":       {on("g", 2, 3), on("h", 4, 5)},
 		"192.0.2.7": {on("p", 6, 7)},
+		"mail":      {on("m", 1, 20)},
 		"":          {on("n", 8, 9)},
 	}
 	const claimedNow = ", by none of the names claimed now"
@@ -66,6 +67,8 @@ func TestThreat_T11_HostMemory(t *testing.T) {
 		"another key, two names": {[]string{"prod", "prod-2"}, "x", []string{"prod, prod-2 have another host key than the one approved before:", print43("p") + " on 2026-11-20"},
 			[]string{"no, this host key was not approved before"}, "prod (claimed, OTHER KEY)"},
 		"other keys": {[]string{"prod", "git"}, "x", []string{"prod has another host key than the one approved before:", print43("p") + " on 2026-11-20", "1 more name has another one, too"},
+			[]string{"no, this host key was not approved before"}, "prod (claimed, OTHER KEY)"},
+		"other keys of a day": {[]string{"prod", "mail"}, "x", []string{"prod has another host key than the one approved before:", print43("p") + " on 2026-11-20", "1 more name has another one, too"},
 			[]string{"no, this host key was not approved before"}, "prod (claimed, OTHER KEY)"},
 		"more other keys": {[]string{"prod", "git", "192.0.2.7"}, "x", []string{"prod has another host key than the one approved before:", print43("p") + " on 2026-11-20", "2 more names have another one, too"},
 			[]string{"no, this host key was not approved before"}, "prod (claimed, OTHER KEY)"},
@@ -118,6 +121,11 @@ func TestThreat_T11_HostMemory(t *testing.T) {
 			for _, f := range claimed {
 				if f.Name == "WARNING" || f.Name == "known" {
 					t.Errorf("%q is no claim of the device's", f)
+				}
+			}
+			for _, k := range p.Verified.Memory.Elsewhere {
+				if slices.Contains(c.claimed, k.Name) {
+					t.Errorf("%s is claimed now", k.Name)
 				}
 			}
 			if p.Verified.warned() != (c.warning != nil) {
@@ -230,7 +238,7 @@ func TestThreat_T11_OnlyApprovedIsRemembered(t *testing.T) {
 		"failed":  {nil, func(_ *server, q *question, _ func()) { q.reply <- errors.New("no dialog") }, "-"},
 		"expired": {nil, func(*server, *question, func()) { <-time.After(Freshness) }, "-"},
 		"approved too late": {nil, func(s *server, q *question, _ func()) {
-			<-time.After(Freshness)
+			<-time.After(Freshness + time.Second)
 			q.reply <- nil
 		}, "-"},
 		"withdrawn": {nil, func(_ *server, _ *question, cancel func()) { cancel() }, "-"},
@@ -497,6 +505,7 @@ func TestHostMemoryIsWrittenOnceADay(t *testing.T) {
 		{0, []string{"prod"}, false, "2026-11-20"},
 		{13 * time.Hour, []string{"PROD"}, false, "2026-11-20"},
 		{-48 * time.Hour, []string{"prod"}, false, "2026-11-20"}, // a clock that was set back
+		{-48 * time.Hour, []string{"prod", "mail"}, true, "2026-11-20"},
 		{13 * time.Hour, []string{"prod", "www"}, true, "2026-11-20"},
 		{13 * time.Hour, []string{"www"}, false, "2026-11-20"},
 		{13 * time.Hour, nil, false, "2026-11-20"},
@@ -509,9 +518,21 @@ func TestHostMemoryIsWrittenOnceADay(t *testing.T) {
 			t.Errorf("%v, %q: written: %v", c.after, c.names, written)
 		}
 		before = fi
-		if got := remembered(t, s.home); !strings.HasPrefix(got, "prod "+ssh.FingerprintSHA256(host.PublicKey())+" 2026-11-20 "+c.last+"\n") {
+		if got := "\n" + remembered(t, s.home); !strings.Contains(got, "\nprod "+ssh.FingerprintSHA256(host.PublicKey())+" 2026-11-20 "+c.last+"\n") {
 			t.Errorf("%v: %s", c.after, got)
 		}
+	}
+	// What is known needs no lock, so a command that holds it delays nobody.
+	var log bytes.Buffer
+	s.log = slog.New(slog.NewTextHandler(&log, nil))
+	release, err := s.home.lock()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer release()
+	approve("prod")
+	if got := log.String(); strings.Contains(got, "not remembered") {
+		t.Error(got)
 	}
 }
 
@@ -625,7 +646,7 @@ func TestHostMemoryBounds(t *testing.T) {
 	// Keys without a name.
 	known = update(func(a approvals) {
 		for i := range maxNameless + 1 {
-			a.add(nil, finger(1000+i), day(i))
+			a.add(nil, finger(1000+i), day(0)) // the oldest of all, and they make no room for names
 		}
 	})
 	if len(known[""]) != maxNameless || known.with("", finger(1000)) != nil {
@@ -853,8 +874,8 @@ func TestHostMemoryAtOnce(t *testing.T) {
 	if known.count() != 4*n+1 || len(known["shared"]) != n {
 		t.Errorf("%d names, %d keys of one", known.count(), len(known["shared"]))
 	}
-	if err := s.reload(); err != nil || !reflect.DeepEqual(*s.hosts.Load(), known) {
-		t.Errorf("in memory %v, on disk %v: %v", *s.hosts.Load(), known, err)
+	if now := *s.hosts.Load(); !reflect.DeepEqual(now, known) {
+		t.Errorf("in memory %v, on disk %v", now, known)
 	}
 }
 

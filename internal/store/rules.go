@@ -66,7 +66,7 @@ func takeRule(n, line int, b []byte, fields map[string]any) (policy.Rule, []*Con
 			fail(e)
 		}
 	}
-	if e, wrong := errors.AsType[*policy.FieldError](rule.Check()); wrong && len(found) == 0 {
+	if e, wrong := errors.AsType[*policy.FieldError](rule.Check()); wrong && len(found) == 0 { // a misspelt field is not a missing one
 		fail(e)
 	}
 	return rule, found

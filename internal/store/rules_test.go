@@ -122,6 +122,8 @@ func TestRuleErrors(t *testing.T) {
 
 		{head + "[[policy.rule]]\n", 3, "policy.rule.action", "rule 1: action is missing", `action = "refuse"`},
 		{head + "[[policy.rule]]\naction = \"ask\"\n[[policy.rule]]\nhost = \"a\"\n", 5, "policy.rule.action", "rule 2: action is missing", ""},
+		{head + "[[policy.rule]]\n[[policy.rule]]\naction = \"ask\"\n", 3, "policy.rule.action", "rule 1: action is missing", ""},
+		{head + "[[policy.rule]]\nacton = \"ask\"\n", 4, "policy.rule.acton", "rule 1: acton is no field", "action, kind"},
 		{head + "[[policy.rule]]\naction = \"allow\"\n", 4, "policy.rule.action", `rule 1: action "allow" is neither ask nor refuse`, ""},
 		{head + "[[policy.rule]]\naction = true\n", 4, "policy.rule.action", "rule 1: action is no text in quotes", `ask or refuse, as in action = "refuse"`},
 		{head + "[[policy.rule]]\naction = \"ask\"\n[[policy.rule]]\naction = \"ask\"\n# host\nhosts = \"a\"\n", 8, "policy.rule.hosts", "rule 2: hosts is no field", "action, kind, key, host"},
