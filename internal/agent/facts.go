@@ -32,9 +32,7 @@ func (s *Server) facts(r *Request, p *policy.Policy) *policy.Facts {
 			if err != nil {
 				return "", nil
 			}
-			if c, ok := key.(*ssh.Certificate); ok {
-				key = c.Key
-			}
+			key = publicHalf(key)
 			if s.hostNames == nil || r.Meaning.Kind != signed.Login {
 				return ssh.FingerprintSHA256(key), nil
 			}

@@ -4,6 +4,7 @@ package agent
 
 import (
 	"bytes"
+	"crypto/rand"
 	"errors"
 	"slices"
 	"sync/atomic"
@@ -106,6 +107,30 @@ func TestPolicyIsToldTheTruth(t *testing.T) {
 		if h := tt.rule.Host; len(h) == 1 && h[0] == "prod" && !slices.Equal(*asked.Load(), h) {
 			t.Errorf("%s: looked for %q", tt.name, *asked.Load())
 		}
+	}
+}
+
+// A certificate goes by its key's fingerprint, as in ssh-add -l.
+func TestPolicyKnowsCertificatesByTheirKey(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	ca, signer := newEd25519(t), newP256(t)
+	cert := &ssh.Certificate{Nonce: make([]byte, 32), Key: signer.PublicKey(), CertType: ssh.UserCert, KeyId: "id", ValidPrincipals: []string{"u"}, ValidBefore: ssh.CertTimeInfinity}
+	if err := cert.SignCert(rand.Reader, ca); err != nil {
+		t.Fatal(err)
+	}
+	certSigner, err := ssh.NewCertSigner(cert, signer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.signer.add(certSigner, "certificate")
+	print := ssh.FingerprintSHA256(signer.PublicKey())
+	r.policy.Store(&policy.Policy{Default: policy.Ask, Rules: []policy.Rule{{Action: policy.Refuse, Key: []string{print}}}})
+	if got := r.dial().call(signMessage(cert, loginData(cert, sidA, nil), 0)...)[0]; got != msgFailure {
+		t.Errorf("answer %d", got)
+	}
+	if len(r.log.lines("outcome=refused", "policy: rule 1", "key="+print)) != 1 {
+		t.Errorf("log:\n%s", r.log)
 	}
 }
 

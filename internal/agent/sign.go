@@ -155,7 +155,7 @@ func (s *Server) known(keys []Key) *known {
 			k.byBlob[string(blob)] = i
 		}
 		k.blobs = append(k.blobs, string(blob))
-		k.fingerprints = append(k.fingerprints, fingerprint(blob))
+		k.fingerprints = append(k.fingerprints, ssh.FingerprintSHA256(publicHalf(key.Public)))
 		all = append(all, key.Public)
 	}
 	k.signed = signed.NewKnown(all)
@@ -169,6 +169,14 @@ func (k *known) find(blob []byte) int {
 		return i
 	}
 	return slices.IndexFunc(k.blobs, func(b string) bool { return signed.SameKey([]byte(b), blob) })
+}
+
+// publicHalf is the key that a certificate is for, or the key itself: what ssh-add -l has the fingerprint of.
+func publicHalf(key ssh.PublicKey) ssh.PublicKey {
+	if c, ok := key.(*ssh.Certificate); ok {
+		return c.Key
+	}
+	return key
 }
 
 // fingerprint is that of a key in wire form, as ssh.FingerprintSHA256 writes it.
@@ -199,10 +207,7 @@ func verify(sig *ssh.Signature, asked ssh.PublicKey, flags uint32, data []byte) 
 	if len(sig.Rest) != rest {
 		return fmt.Errorf("%w: bytes follow it", errBadSignature)
 	}
-	if cert, ok := asked.(*ssh.Certificate); ok {
-		asked = cert.Key
-	}
-	if asked.Verify(data, sig) != nil {
+	if publicHalf(asked).Verify(data, sig) != nil {
 		return fmt.Errorf("%w: it does not verify", errBadSignature)
 	}
 	return nil

@@ -161,7 +161,7 @@ func DeadlineFlag() Flag {
 // vmux.toml, defaults, in this order. The file is --config's, else $VMUX_CONFIG, else the default one.
 func LoadConfig(c *Context) (store.Config, error) {
 	env := store.Env(os.Getenv)
-	path := c.String("config")
+	path, _ := inherited(c, "config")
 	if path == "" {
 		path = env("VMUX_CONFIG")
 	}
@@ -177,13 +177,23 @@ func LoadConfig(c *Context) (store.Config, error) {
 		return store.Config{}, err
 	}
 	for _, key := range []string{"socket", "log-level", "deadline"} {
-		if c.IsSet(key) {
-			if err := cfg.Set(env, key, c.String(key), "--"+key); err != nil {
+		if value, ok := inherited(c, key); ok {
+			if err := cfg.Set(env, key, value, "--"+key); err != nil {
 				return store.Config{}, err
 			}
 		}
 	}
 	return cfg, nil
+}
+
+// inherited gives what a flag is set to, on this command or on one above it: "vmux-cert --config X list" means X.
+func inherited(c *Context, flag string) (string, bool) {
+	for _, level := range c.Lineage() {
+		if level.IsSet(flag) {
+			return level.String(flag), true
+		}
+	}
+	return "", false
 }
 
 // OpenState returns the store of this user's state and what is in it. A damaged state that was set aside is

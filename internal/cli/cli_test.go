@@ -341,6 +341,31 @@ func TestOpenState(t *testing.T) {
 	}
 }
 
+// A flag before a subcommand is meant for it too, unless it has one of its own.
+func TestFlagsBeforeASubcommand(t *testing.T) {
+	t.Parallel()
+	flags := func() []Flag { return []Flag{ConfigFlag(), SocketFlag(), LogLevelFlag(), DeadlineFlag()} }
+	for line, want := range map[string]string{
+		"--socket /a --deadline 7s sub":                      "/a 7s",
+		"--socket /a sub --socket /b --deadline 8s":          "/b 8s",
+		"--deadline 7s --config /none.toml sub":              "error: /none.toml: there is no such file",
+		"--config /none.toml sub --config /none/either.toml": "error: /none/either.toml: there is no such file",
+	} {
+		app := &App{Name: "x", Flags: flags(), Commands: []*Command{{Name: "sub", Flags: flags(), Action: func(c *Context) error {
+			cfg, err := LoadConfig(c)
+			if err == nil {
+				From(c).Result(nil, func(w io.Writer) { fmt.Fprintln(w, cfg.Socket, cfg.Deadline) })
+			}
+			return err
+		}}}}
+		var out bytes.Buffer
+		Run(t.Context(), app, strings.Fields(line), nil, &out, &out)
+		if got, _, _ := strings.Cut(out.String(), "\n"); got != want {
+			t.Errorf("%s: %q, want %q", line, got, want)
+		}
+	}
+}
+
 func TestWaiting(t *testing.T) {
 	t.Parallel()
 	for name, terminal := range map[string]bool{"terminal": true, "pipe": false} {
