@@ -43,7 +43,8 @@ func (w *waker) wake(ctx context.Context, p store.Phone) error {
 		return err
 	}
 	_, err = client.Push(ctx, target, wake.Alert, time.Time{})
-	if errors.Is(err, apns.ErrTokenGone) && target.Own(&p) {
+	if refused, ok := errors.AsType[*apns.RefusedError](err); ok && errors.Is(err, apns.ErrTokenGone) && target.Own(&p) &&
+		(refused.Since.IsZero() || !p.DeviceToken.Updated.After(refused.Since)) {
 		err = known{err, phone.ErrTokenGone}
 	}
 	return err

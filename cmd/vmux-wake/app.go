@@ -28,6 +28,7 @@ func app() *cli.App {
 			&cli.StringFlag{Name: "topic", Usage: "to the app with the bundle id `TOPIC`", DefaultText: "as the phone says"},
 			cli.Choice("environment", "where the device token is from: production, or sandbox for development builds", "", apns.Production, apns.Sandbox),
 			&cli.BoolFlag{Name: "silent", Usage: "show nothing on the phone; such pushes may be late, or dropped"},
+			&cli.BoolFlag{Name: "wait", Usage: "wait until the phone answers on the link, 20 s at most"},
 			&cli.StringFlag{Name: "endpoint", Usage: "send to the relay at `URL` instead of Apple"},
 			&cli.StringFlag{Name: "ca-file", Usage: "trust who is in `FILE` to certify the relay", TakesFile: true},
 			cli.ConfigFlag(),
@@ -45,6 +46,9 @@ func settings() []string {
 func loadConfig(c *cli.Context) (store.Config, error) {
 	if c.IsSet("phone") && c.IsSet("device-token") {
 		return store.Config{}, &cli.UsageError{Problem: "--phone and --device-token exclude one another", Hint: "give one of them"}
+	}
+	if c.IsSet("wait") && c.IsSet("device-token") {
+		return store.Config{}, &cli.UsageError{Problem: "--wait needs a paired phone, not --device-token", Hint: "leave one of them out"}
 	}
 	config, err := cli.LoadConfig(c)
 	if err != nil {

@@ -33,8 +33,13 @@ func run(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	_, err = push(c, config, p)
-	return err
+	if c.Bool("wait") && p == nil {
+		return apns.ErrNoToken
+	}
+	if _, err = push(c, config, p); err != nil || !c.Bool("wait") {
+		return err
+	}
+	return wait(c, config, *p)
 }
 
 // choose returns the phone to push to, nil for a device token of flags or settings.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"regexp"
 	"strings"
 	"sync"
 	"syscall"
@@ -180,5 +181,19 @@ func TestRefusedPush(t *testing.T) {
 	})
 	if out := fmt.Sprint(s.service.Problems()); out != "[]" {
 		t.Error(out)
+	}
+}
+
+// vmux-wake --wait says when the phone has come.
+func TestWakeAndWait(t *testing.T) {
+	t.Parallel()
+	s := newSleeper(t)
+	s.pushed()
+	out := s.ok("vmux-wake", "--wait")
+	if !regexp.MustCompile(`(?m)^Pocket answered at ` + regexp.QuoteMeta(s.phone.address) + `, \d+\.\d s after the push$`).MatchString(out) {
+		t.Errorf("%q", out)
+	}
+	if r := s.run("vmux-wake", "--wait", "--device-token", "abcd"); r.exit != 2 || !strings.Contains(r.stderr, "--wait needs a paired phone") {
+		t.Errorf("%v", r)
 	}
 }

@@ -317,6 +317,16 @@ func (p *Phone) reach(ctx context.Context, within time.Duration) (*transport.Lin
 	}
 }
 
+// Find looks for the phone for so long, and gives the address at which it
+// answered. It wakes nobody.
+func (p *Phone) Find(ctx context.Context, within time.Duration) (address string, err error) {
+	link, err := p.reach(ctx, within)
+	if err != nil {
+		return "", err
+	}
+	return link.Conn().RemoteAddr().String(), nil
+}
+
 // look is one search; it ends within so long, or later if a push is sent.
 func (p *Phone) look(a *attempt, within time.Duration) {
 	ctx, cancel := context.WithCancelCause(p.ctx)
