@@ -458,7 +458,7 @@ func (u *DeviceTokenUpdate) validate() error {
 		switch {
 		case c >= 'a' && c <= 'z', c >= 'A' && c <= 'Z', c >= '0' && c <= '9', c == '-', c == '.':
 		default:
-			errs = append(errs, errors.New("topic has a character other than letters, digits, - and ."))
+			errs = append(errs, errors.New("topic has a character other than letters, digits, dash and dot"))
 		}
 	}
 	return first(errs...)
