@@ -78,7 +78,7 @@ func as[E error](exit int, hint func(E) string) row {
 
 // advice is the table: one group for each package, the more special error before the more general one.
 func advice() []row {
-	return []row{
+	return append(doctorAdvice(), []row{
 		// store
 		is(store.ErrNoHome, ExitUsage, "set HOME to your home directory, as in HOME=/home/me"),
 		is(store.ErrBusy, ExitFailed, "look for a stopped vmux command (ps -u $USER | grep vmux), end it and try again"),
@@ -239,7 +239,7 @@ func advice() []row {
 
 		// last, since others wrap it
 		is(context.DeadlineExceeded, ExitNoAnswer, "look at the phone, then try again"),
-	}
+	}...)
 }
 
 // inHome says whether a directory is below the user's home, where its mode is the user's business alone.
