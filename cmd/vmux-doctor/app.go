@@ -4,20 +4,22 @@ package main
 
 import (
 	"cmp"
-	"context"
 	"errors"
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
 
-	"vmux.app/toolkit/internal/agent"
 	"vmux.app/toolkit/internal/cli"
 	"vmux.app/toolkit/internal/doctor"
 	"vmux.app/toolkit/internal/store"
 )
+
+// hostCheck is the check that runs when --host says where.
+const hostCheck = "host"
 
 // Statuses beside 0.
 const (
@@ -59,6 +61,7 @@ func run(c *cli.Context) error {
 		list(c, e)
 		return nil
 	case c.Bool("setup"):
+		setup(c, e)
 		return nil
 	}
 	return examine(c, e, ids)
@@ -113,9 +116,6 @@ func configure(c *cli.Context, e *doctor.Env) {
 		_, hint := cli.Advice(err)
 		return cmp.Or(hint, "see the manual page: man "+c.App.Name)
 	}
-	e.Ask = func(ctx context.Context, name string, in, out any) error {
-		return agent.Ask(ctx, e.Config.Socket, name, in, out)
-	}
 }
 
 // fallback is the configuration without a file, with the socket that the user names, if that is right.
@@ -157,15 +157,34 @@ func list(c *cli.Context, e doctor.Env) {
 }
 
 func examine(c *cli.Context, e doctor.Env, ids []string) error {
-	checks, err := doctor.Select(doctor.All(e.OS), ids...)
+	switch {
+	case e.Host == "" && slices.Contains(ids, hostCheck):
+		return &cli.UsageError{Problem: "--only host: no server is named", Hint: "name it, as in --host me@example.org"}
+	case e.Host != "" && len(ids) > 0 && !slices.Contains(ids, hostCheck):
+		ids = append(ids, hostCheck)
+	}
+	all := doctor.All(e.OS)
+	for i := range all {
+		if all[i].ID == hostCheck && e.Host != "" {
+			all[i].Asked = false
+		}
+	}
+	checks, err := doctor.Select(all, ids...)
 	if unknown, ok := errors.AsType[*doctor.UnknownError](err); ok {
 		return &cli.UsageError{Problem: "--only: " + unknown.Error(), Hint: "see them: vmux-doctor --list"}
 	}
 	if err != nil {
 		return err
 	}
+	t := cli.From(c)
+	if e.Host != "" {
+		// Before anything appears on the phone.
+		t.Notef("logging in to %s, which the phone asks its owner about unless a session certificate does", e.Host)
+	}
 	start := time.Now()
+	waiting := t.Waiting("the checks to end", doctor.Longest(checks))
 	results, err := doctor.Examine(c.Context, e, checks)
+	waiting()
 	if err != nil {
 		return err
 	}

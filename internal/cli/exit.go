@@ -168,7 +168,7 @@ func advice() []row {
 		is(phone.ErrSeveral, ExitUsage, "name the one you mean: vmux-pair --phone NAME"),
 		is(phone.ErrDenied, ExitDenied, "accept on the phone and try again, if it was you"),
 		is(phone.ErrTimeout, ExitNoAnswer, "look at the phone, then try again"),
-		is(phone.ErrExpired, ExitFailed, "set the clocks of both right: date -u"),
+		is(phone.ErrExpired, ExitFailed, clocks),
 		is(phone.ErrLocked, ExitDenied, "unlock the phone, then try again"),
 		is(phone.ErrUnknownKey, ExitFailed, "see what the phone holds: ssh-add -l"),
 		is(phone.ErrTooMany, ExitFailed, "answer what waits on the phone, then try again"),

@@ -79,7 +79,8 @@ type Result struct {
 
 // All are the checks of an operating system in their order.
 func All(goos string) []Check {
-	all := slices.Concat(socketChecks(), sshChecks(), phoneChecks())
+	all := slices.Concat(configChecks(), socketChecks(), serviceChecks(), sshChecks(), stateChecks(), phoneChecks(), keyChecks(),
+		networkChecks(), certificateChecks(), processChecks(), hostChecks())
 	return slices.DeleteFunc(all, func(c Check) bool { return c.OS != "" && c.OS != goos })
 }
 
@@ -111,21 +112,27 @@ func Select(checks []Check, ids ...string) ([]Check, error) {
 	return slices.DeleteFunc(slices.Clone(checks), func(c Check) bool { return !wanted[c.ID] }), nil
 }
 
-// errTime is the end of a check's time.
-var errTime = errors.New("its time is over")
-
-// Examine runs checks at the same time, those that need others after them, and gives their results in the order of
-// the checks. A check that panics or hangs fails alone. When ctx ends, its cause is the error.
-func Examine(ctx context.Context, e Env, checks []Check) ([]Result, error) {
+// Longest is the time after which Examine gives up.
+func Longest(checks []Check) time.Duration {
 	most := overallTime
 	for _, c := range checks {
 		if c.Limit > checkTime {
 			most += c.Limit
 		}
 	}
-	all, cancel := context.WithTimeoutCause(ctx, most, errTime)
+	return most
+}
+
+// errTime is the end of a check's time.
+var errTime = errors.New("its time is over")
+
+// Examine runs checks at the same time, those that need others after them, and gives their results in the order of
+// the checks. A check that panics or hangs fails alone. When ctx ends, its cause is the error.
+func Examine(ctx context.Context, e Env, checks []Check) ([]Result, error) {
+	all, cancel := context.WithTimeoutCause(ctx, Longest(checks), errTime)
 	defer cancel()
 	e.facts = &facts{ctx: all}
+	e.complete()
 	defer e.facts.end(cancel)
 
 	results := make([]Result, len(checks))

@@ -18,6 +18,10 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/crypto/ssh"
+
+	"vmux.app/toolkit/internal/agent"
+	"vmux.app/toolkit/internal/phone"
 	"vmux.app/toolkit/internal/store"
 	"vmux.app/toolkit/internal/transport"
 	"vmux.app/toolkit/internal/transport/dnssd"
@@ -49,16 +53,32 @@ type Env struct {
 	Run func(ctx context.Context, name string, args ...string) (Output, error)
 	// Ask sends one of vmux's own requests to the agent at Config.Socket.
 	Ask func(ctx context.Context, name string, in, out any) error
+	// List gives the keys that the agent lists.
+	List func(ctx context.Context) ([]ssh.PublicKey, error)
 	// Browse looks for phones by DNS-SD until ctx ends.
 	Browse func(ctx context.Context, found func(dnssd.Claim)) error
 	// Dial opens a stream to a phone.
 	Dial func(ctx context.Context, address string) (net.Conn, error)
 	// Interfaces are the network's.
 	Interfaces func() ([]Interface, error)
+	// Space says how many bytes this user may still write in a directory; the error is why it cannot write there.
+	Space func(dir string) (uint64, error)
 	// Advice gives what to type about an error, from the table of all commands.
 	Advice func(error) string
 
 	facts *facts
+}
+
+// complete fills in what the configuration decides.
+func (e *Env) complete() {
+	if e.Ask == nil {
+		e.Ask = func(ctx context.Context, name string, in, out any) error {
+			return agent.Ask(ctx, e.Config.Socket, name, in, out)
+		}
+	}
+	if e.List == nil {
+		e.List = func(ctx context.Context) ([]ssh.PublicKey, error) { return listKeys(ctx, e.Config.Socket) }
+	}
 }
 
 // Output is what a command that has ended leaves.
@@ -75,7 +95,7 @@ type Interface struct {
 	Addrs []net.Addr
 }
 
-// System is the Env of this process. The caller adds Software, Version, Ask, Advice and what is configured.
+// System is the Env of this process. The caller adds Software, Version, Advice and what is configured.
 func System() (Env, error) {
 	home, err := store.Env(os.Getenv).Expand("~")
 	if err != nil {
@@ -91,6 +111,7 @@ func System() (Env, error) {
 		Run:        command,
 		Dial:       network.Dial,
 		Interfaces: interfaces,
+		Space:      space,
 		Browse: func(ctx context.Context, found func(dnssd.Claim)) error {
 			return dnssd.Browse(ctx, network.DNSSD, found)
 		},
@@ -173,9 +194,13 @@ type facts struct {
 	running sync.WaitGroup
 
 	status  fact[statusFact]
+	config  fact[map[string][]string]
+	keys    fact[[]ssh.PublicKey]
 	state   fact[store.State]
 	device  fact[*transport.Identity]
+	browsed fact[browsed]
 	reached fact[[]reached]
+	agents  fact[map[string]phone.Reached]
 }
 
 // end ends the searches that nobody waits for any more, and waits for them, but not for one that hangs.

@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -23,34 +24,7 @@ const dialTime = 1500 * time.Millisecond
 func phoneChecks() []Check {
 	return []Check{
 		{ID: "paired", Title: "a phone is paired, and the agent knows of it", Needs: []string{"state"}, Run: checkPaired},
-		{ID: "link", Title: "the phone answers: TCP, TLS, pin, hello, round trip", Needs: []string{"link-key", "paired"}, Run: checkLink},
 	}
-}
-
-// state reads what is remembered.
-func (e *Env) state(ctx context.Context) (store.State, error) {
-	return e.facts.state.get(ctx, e, func(context.Context) (store.State, error) {
-		path, err := e.Getenv.StateFile()
-		if err != nil {
-			return store.State{}, err
-		}
-		return store.New(path, nil).Inspect()
-	})
-}
-
-// device is the link key of this device.
-func (e *Env) device(ctx context.Context) (*transport.Identity, error) {
-	return e.facts.device.get(ctx, e, func(context.Context) (*transport.Identity, error) {
-		path, err := e.Getenv.LinkKeyFile()
-		if err != nil {
-			return nil, err
-		}
-		key, err := store.InspectLinkKey(path)
-		if err != nil {
-			return nil, err
-		}
-		return transport.NewIdentity(key)
-	})
 }
 
 func checkPaired(ctx context.Context, e *Env) Finding {
@@ -61,11 +35,22 @@ func checkPaired(ctx context.Context, e *Env) Finding {
 	if len(state.Phones) == 0 {
 		return e.failure(phone.ErrNotPaired, "there is nobody who could sign")
 	}
-	var names []string
-	for _, p := range state.Phones {
-		names = append(names, fmt.Sprintf("%s with %s", p.Name, count(len(p.Keys), "key")))
+	if s, err := e.status(ctx); err == nil && !slices.EqualFunc(state.Phones, s.Phones, func(a store.Phone, b phone.Status) bool { return a.Pin == b.Pin }) {
+		return e.warning(&ReloadError{What: fmt.Sprintf("the agent knows %s, the state file has %s", count(len(s.Phones), "phone"), list(names(state.Phones))), PID: s.PID},
+			"the agent asks the phones that it knows")
 	}
-	return ok("%s", list(names))
+	var all []string
+	for _, p := range state.Phones {
+		all = append(all, fmt.Sprintf("%s, which has %s", p.Name, count(len(p.Keys), "key")))
+	}
+	return ok("%s", list(all))
+}
+
+func names(phones []store.Phone) (all []string) {
+	for _, p := range phones {
+		all = append(all, p.Name)
+	}
+	return all
 }
 
 // reached is what came of dialling one phone.
@@ -95,29 +80,54 @@ func (e *Env) reach(ctx context.Context) ([]reached, error) {
 	})
 }
 
-// dial tries the addresses that are known.
+// dial tries the addresses that are known, and then where discovery finds the phone.
 func (e *Env) dial(ctx context.Context, id *transport.Identity, p store.Phone) reached {
-	ctx, cancel := context.WithTimeoutCause(ctx, dialTime, fmt.Errorf("no answer within %v", dialTime))
-	defer cancel()
-	var known []transport.Candidate
-	for _, a := range []string{p.FixedAddress, p.Address} {
-		if a != "" {
-			known = append(known, transport.Candidate{Source: "known", Address: a})
+	var failed error
+	try := func(addresses ...string) (reached, bool) {
+		all := make([]reached, len(addresses))
+		each(len(all), func(i int) { all[i] = e.greet(ctx, id, p, addresses[i]) })
+		for _, r := range all {
+			if r.err == nil {
+				return r, true
+			}
+			// That the phone itself refuses says more than what another address does.
+			if failed == nil || errors.Is(r.err, transport.ErrRefused) && !errors.Is(failed, transport.ErrRefused) {
+				failed = r.err
+			}
+		}
+		return reached{}, false
+	}
+	known := slices.DeleteFunc([]string{p.FixedAddress, p.Address}, func(a string) bool { return a == "" })
+	if r, ok := try(slices.Compact(known)...); ok {
+		return r
+	}
+	if p.FixedAddress == "" {
+		if b, err := e.browse(ctx); err == nil {
+			if at, found := b.found[p.Pin]; found && !slices.Contains(known, at.address) {
+				if r, ok := try(at.address); ok {
+					return r
+				}
+			}
 		}
 	}
-	r, err := transport.Race(ctx, known, nil, func(ctx context.Context, c transport.Candidate) (reached, error) {
-		return e.greet(ctx, id, p, c.Address)
-	}, func(reached) {})
-	r.Phone, r.err = p, err
-	return r
+	return reached{Phone: p, err: cmp.Or(failed, error(&LinkError{p.Name, "", phone.ErrUnreachable}))}
 }
 
-// greet opens a link to a phone and ends it again.
-func (e *Env) greet(ctx context.Context, id *transport.Identity, p store.Phone, address string) (reached, error) {
-	r := reached{address: address}
+// greet opens a link to a phone at an address and ends it again.
+func (e *Env) greet(ctx context.Context, id *transport.Identity, p store.Phone, address string) reached {
+	ctx, cancel := context.WithTimeoutCause(ctx, dialTime, errTime)
+	defer cancel()
+	r := reached{Phone: p, address: address}
+	fail := func(err error) reached {
+		if !errors.Is(err, transport.ErrWrongPeer) && !errors.Is(err, transport.ErrRefused) {
+			err = fmt.Errorf("%w: %w", phone.ErrUnreachable, err)
+		}
+		r.err = &LinkError{p.Name, address, err}
+		return r
+	}
 	raw, err := e.Dial(ctx, address)
 	if err != nil {
-		return r, err
+		return fail(err)
 	}
 	conn, err := transport.Client(ctx, raw, id, transport.ProtoLink, func(pin transport.Pin) error {
 		if pin.String() != p.Pin {
@@ -126,41 +136,74 @@ func (e *Env) greet(ctx context.Context, id *transport.Identity, p store.Phone, 
 		return nil
 	})
 	if err != nil {
-		return r, err
+		return fail(err)
 	}
 	link, err := transport.Open(ctx, conn, envelope.Hello{Name: e.Config.Name, Software: e.Software})
 	if err != nil {
-		return r, err
+		return fail(err)
 	}
 	defer link.Close()
 	r.software, r.skew = link.Peer().Software, link.Skew()
 	start := time.Now()
-	err = link.Ping(ctx)
+	if err := link.Ping(ctx); err != nil {
+		return fail(err)
+	}
 	r.trip = time.Since(start)
-	return r, err
+	return r
 }
 
 func checkLink(ctx context.Context, e *Env) Finding {
+	const why = "nothing is signed without the phone, but what a session certificate is for"
 	all, err := e.reach(ctx)
 	if err != nil {
-		return e.failure(err, "without a link nothing is signed")
+		return e.failure(err, why)
 	}
 	var well []string
 	var bad []error
 	for _, r := range all {
-		if r.err == nil {
-			well = append(well, fmt.Sprintf("%s answers in %s at %s, %s", r.Name, milliseconds(r.trip), r.address, cmp.Or(r.software, "unknown software")))
-		} else {
-			bad = append(bad, fmt.Errorf("%s: %w", r.Name, r.err))
+		if r.err != nil {
+			bad = append(bad, r.err)
+			continue
+		}
+		well = append(well, fmt.Sprintf("%s at %s in %s, %s", r.Name, r.address, milliseconds(r.trip), cmp.Or(r.software, "of unknown software")))
+	}
+	switch {
+	case len(bad) > 0 && len(well) == 0:
+		return e.failure(bad[0], why)
+	case len(bad) > 0:
+		return e.warning(bad[0], "what only this phone has is not signed")
+	}
+	if f, misses := e.agentMisses(ctx, all); misses {
+		return f
+	}
+	return ok("%s", list(well))
+}
+
+// Skews of clocks: a request is refused that is older than the second one (vmux-protocol(7)).
+const (
+	someSkew = 5 * time.Second
+	maxSkew  = 60 * time.Second
+)
+
+func checkClock(ctx context.Context, e *Env) Finding {
+	all, err := e.reach(ctx)
+	if err != nil {
+		return e.failure(err, "what the phone's clock says is not known")
+	}
+	var worst reached
+	for _, r := range all {
+		if r.err == nil && (worst.Pin == "" || r.skew.Abs() > worst.skew.Abs()) {
+			worst = r
 		}
 	}
-	switch err := errors.Join(bad...); {
-	case err == nil:
-		return ok("%s", list(well))
-	case len(well) == 0:
-		return e.failure(bad[0], "without a link nothing is signed")
+	skew := &ClockError{worst.Name, worst.skew}
+	switch s := worst.skew.Abs(); {
+	case s > maxSkew:
+		return e.failure(skew, "the phone refuses requests that seem to be more than 60 s old or ahead")
+	case s > someSkew:
+		return e.warning(skew, "at 60 s the phone refuses every request")
 	}
-	return e.warning(bad[0], "what only this phone has is not signed")
+	return ok("%s's clock agrees within %.1f s", worst.Name, worst.skew.Abs().Seconds())
 }
 
 func milliseconds(d time.Duration) string {
