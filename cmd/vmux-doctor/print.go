@@ -94,9 +94,7 @@ func (p printer) print(w io.Writer, results []doctor.Result) {
 	var routine []string
 	skipped := make(map[string][]string)
 	var reasons []string
-	counts := make(map[doctor.Level]int)
 	for _, r := range results {
-		counts[r.Level]++
 		switch {
 		case r.Level == doctor.Skipped && r.Because != "":
 			if skipped[r.Because] == nil {
@@ -131,25 +129,29 @@ func (p printer) print(w io.Writer, results []doctor.Result) {
 	for _, because := range reasons {
 		p.line(w, doctor.Skipped, "", fmt.Sprintf("skipped because of %s: %s", because, strings.Join(skipped[because], ", ")))
 	}
-	p.summary(w, counts)
+	p.summary(w, results)
 }
 
-func (p printer) summary(w io.Writer, counts map[doctor.Level]int) {
-	total := 0
-	for _, n := range counts {
-		total += n
-	}
-	s := "all is well"
-	if counts[doctor.Failure]+counts[doctor.Warning] > 0 {
-		var parts []string
-		for _, l := range []doctor.Level{doctor.Failure, doctor.Warning} {
-			if counts[l] > 0 {
-				parts = append(parts, plural(counts[l], l.String()))
+func (p printer) summary(w io.Writer, results []doctor.Result) {
+	s := ""
+	for _, l := range []doctor.Level{doctor.Failure, doctor.Warning} {
+		var ids []string
+		for _, r := range results {
+			if r.Level == l {
+				ids = append(ids, r.ID)
 			}
 		}
-		s = strings.Join(parts, ", ")
+		if len(ids) > 0 {
+			s += fmt.Sprintf("%s (%s), ", plural(len(ids), l.String()), strings.Join(ids, ", "))
+		}
 	}
-	fmt.Fprintf(w, "%s: %s in %.1f s\n", s, plural(total, "check"), p.took.Seconds())
+	if s == "" {
+		s = "all is well, "
+	}
+	s += fmt.Sprintf("%s in %.1f s", plural(len(results), "check"), p.took.Seconds())
+	for _, part := range wrap(s, p.width) {
+		fmt.Fprintln(w, part)
+	}
 }
 
 func plural(n int, what string) string {

@@ -42,7 +42,7 @@ func checkConfig(ctx context.Context, e *Env) Finding {
 		rules = ", " + count(n, "rule")
 	}
 	if errors.Is(serr, fs.ErrNotExist) {
-		return ok("no vmux.toml: the defaults, requests are for the phone's owner to decide")
+		return ok("no vmux.toml: the defaults")
 	}
 	return ok("%s%s, default: %s", e.short(e.ConfigFile), rules, e.Config.Policy.Default)
 }

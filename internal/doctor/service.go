@@ -63,7 +63,7 @@ func (e *Env) unitDirs() []string {
 
 func (e *Env) systemd(ctx context.Context, running string) Finding {
 	if _, err := os.Stat(e.Root + "/run/systemd/system"); err != nil { // sd_booted(3)
-		return skipped("no systemd here: start vmux-agent as your system starts programs")
+		return skipped("no systemd here; start vmux-agent when you log in")
 	}
 	path := ""
 	enabled := false
