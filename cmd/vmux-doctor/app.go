@@ -188,6 +188,10 @@ func examine(c *cli.Context, e doctor.Env, ids []string) error {
 	if err != nil {
 		return err
 	}
+	if len(ids) > 0 {
+		// Of what is only needed by those that are asked for, what keeps them from running.
+		results = slices.DeleteFunc(results, func(r doctor.Result) bool { return !slices.Contains(ids, r.ID) && r.Level != doctor.Failure })
+	}
 	report(c, results, ids, time.Since(start))
 	switch doctor.Worst(results) {
 	case doctor.Failure:

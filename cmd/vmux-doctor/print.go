@@ -5,7 +5,6 @@ package main
 import (
 	"fmt"
 	"io"
-	"slices"
 	"strings"
 	"time"
 
@@ -40,14 +39,8 @@ type jsonCheck struct {
 	Seconds float64      `json:"seconds"`
 }
 
-// report prints the results. Of the checks that were not asked for, but are needed by those that were, only what
-// is not well.
+// report prints the results.
 func report(c *cli.Context, results []doctor.Result, ids []string, took time.Duration) {
-	if len(ids) > 0 {
-		results = slices.DeleteFunc(results, func(r doctor.Result) bool {
-			return !slices.Contains(ids, r.ID) && (r.Level == doctor.OK || r.Level == doctor.Skipped)
-		})
-	}
 	t := cli.From(c)
 	j := jsonReport{Level: doctor.Worst(results), Checks: []jsonCheck{}, Seconds: took.Seconds()}
 	for _, r := range results {
@@ -75,7 +68,7 @@ type printer struct {
 	took   time.Duration
 }
 
-// style is the colour of a level, as SGR (ECMA-48).
+// styles are the colour of a level, as SGR (ECMA-48).
 var styles = map[doctor.Level]string{doctor.OK: "32", doctor.Skipped: "2", doctor.Warning: "33;1", doctor.Failure: "31;1"}
 
 // words are how levels begin a line, of one length.
@@ -87,13 +80,9 @@ const (
 )
 
 func (p printer) print(w io.Writer, results []doctor.Result) {
-	idWidth := 0
-	for _, r := range results {
-		idWidth = max(idWidth, len(r.ID))
-	}
-	var routine []string
-	skipped := make(map[string][]string)
-	var reasons []string
+	var shown []doctor.Result
+	var routine, reasons []string
+	skipped := make(map[string][]string) // by reason
 	for _, r := range results {
 		switch {
 		case r.Level == doctor.Skipped && r.Because != "":
@@ -101,30 +90,35 @@ func (p printer) print(w io.Writer, results []doctor.Result) {
 				reasons = append(reasons, r.Because)
 			}
 			skipped[r.Because] = append(skipped[r.Because], r.ID)
-			continue
 		case r.Level == doctor.OK && r.Routine && p.short:
 			routine = append(routine, r.ID)
-			continue
 		case p.quiet && (r.Level == doctor.OK || r.Level == doctor.Skipped):
-			continue
+		default:
+			shown = append(shown, r)
 		}
-		p.line(w, r.Level, fmt.Sprintf("%-*s  ", idWidth, r.ID), r.Found)
+	}
+	width := 0
+	for _, r := range shown {
+		width = max(width, len(r.ID))
+	}
+	for _, r := range shown {
+		p.line(w, r.Level, fmt.Sprintf("%-*s  ", width, r.ID), r.Found)
 		if r.Why != "" {
 			p.note(w, "why:  ", r.Why)
 		}
+		// What is to be pasted is not broken.
 		if r.Do != "" {
-			// Not broken: it is to be pasted.
-			fmt.Fprintf(w, "%s%s\n", strings.Repeat(" ", textAt)+"hint: ", safetext.Line(r.Do, maxText))
+			fmt.Fprintf(w, "%*shint: %s\n", textAt, "", safetext.Line(r.Do, maxText))
 		}
 		for _, l := range r.Lines {
-			fmt.Fprintf(w, "%s%s\n", strings.Repeat(" ", textAt), safetext.Line(l, maxLine))
+			fmt.Fprintf(w, "%*s%s\n", textAt, "", safetext.Line(l, maxLine))
 		}
 	}
 	if p.quiet {
 		return
 	}
 	if len(routine) > 0 {
-		p.line(w, doctor.OK, fmt.Sprintf("%-*s  ", idWidth, "and"), strings.Join(routine, ", "))
+		p.line(w, doctor.OK, fmt.Sprintf("%-*s  ", width, "and"), strings.Join(routine, ", "))
 	}
 	for _, because := range reasons {
 		p.line(w, doctor.Skipped, "", fmt.Sprintf("skipped because of %s: %s", because, strings.Join(skipped[because], ", ")))

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 	"syscall"
 
 	"vmux.app/toolkit/internal/doctor"
@@ -150,10 +151,36 @@ func doctorAdvice() []row {
 			}
 			return "add a line there:"
 		}),
-		is(doctor.ErrHostName, ExitFailed, "check the name, or give it a HostName in ~/.ssh/config"),
-		is(doctor.ErrHostKeyChanged, ExitFailed, "ask who runs the server; if it is right, remove the old key: ssh-keygen -R HOST"),
-		is(doctor.ErrHostKey, ExitFailed, "log in once by hand, and compare the fingerprint that ssh shows with the server's"),
-		is(doctor.ErrHostSignature, ExitFailed, "look at the agent's log for the reason, and at the phone"),
-		is(doctor.ErrHostUnreachable, ExitFailed, "look that it runs and that this network leads to it: ssh -v HOST"),
+		of(doctor.ErrHostName, func(e *doctor.HostError) string {
+			return "check the name, or give it a HostName in ~/.ssh/config: ssh -G " + quote(e.Host)
+		}),
+		of(doctor.ErrHostKeyChanged, func(e *doctor.HostError) string {
+			return "ask who runs the server; if the new key is right, remove the old one: ssh-keygen -R " + quote(bareHost(e.Host))
+		}),
+		of(doctor.ErrHostKey, func(e *doctor.HostError) string {
+			return "log in once by hand, and compare the fingerprint that ssh shows with the server's: ssh " + quote(e.Host)
+		}),
+		of(doctor.ErrHostSignature, func(*doctor.HostError) string {
+			return "look at the phone, and in the agent's log for the reason; where it goes: vmux-doctor --only log"
+		}),
+		of(doctor.ErrHostUnreachable, func(e *doctor.HostError) string {
+			return "look that it runs and that this network leads to it: ssh -v " + quote(e.Host)
+		}),
 	}
+}
+
+// of matches an error about a login of one kind.
+func of(kind error, hint func(*doctor.HostError) string) row {
+	return row{ExitFailed, func(err error) (string, bool) {
+		e, ok := errors.AsType[*doctor.HostError](err)
+		if !ok || !errors.Is(e, kind) {
+			return "", false
+		}
+		return hint(e), true
+	}}
+}
+
+// bareHost is the name of the server in USER@HOST.
+func bareHost(destination string) string {
+	return destination[strings.LastIndex(destination, "@")+1:]
 }

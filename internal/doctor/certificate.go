@@ -21,7 +21,7 @@ const due = 10 * time.Minute
 
 func certificateChecks() []Check {
 	return []Check{
-		{ID: "certificate", Title: "the session certificate: time left, principals, its authority pinned", Needs: []string{"agent", "paired"}, Run: checkCertificate},
+		{ID: "certificate", Title: "the session certificate: time left, principals, authority", Needs: []string{"agent", "paired"}, Run: checkCertificate},
 	}
 }
 

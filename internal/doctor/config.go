@@ -15,7 +15,7 @@ import (
 
 func configChecks() []Check {
 	return []Check{
-		{ID: "config", Title: "vmux.toml: right, nobody else's, and what the agent goes by", Run: checkConfig},
+		{ID: "config", Title: "vmux.toml: right, nobody else's, what the agent goes by", Run: checkConfig},
 	}
 }
 

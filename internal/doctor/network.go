@@ -33,10 +33,10 @@ func networkChecks() []Check {
 	return []Check{
 		{ID: "multicast", Title: "multicast DNS is possible on a network interface", Routine: true, Run: checkMulticast},
 		{ID: "discovery", Title: "the phone is found by DNS-SD, and on which interface", Needs: []string{"multicast", "link-key", "paired"}, Run: checkDiscovery},
-		{ID: "link", Title: "the phone answers: TCP, TLS, pin, hello, round trip; the agent reaches it too", Needs: []string{"link-key", "paired"}, Limit: agentTime + dialTime, Run: checkLink},
+		{ID: "link", Title: "the phone answers: TCP, TLS, pin, hello, round trip", Needs: []string{"link-key", "paired"}, Limit: agentTime + dialTime, Run: checkLink},
 		{ID: "clock", Title: "the phone's clock and this computer's agree", Needs: []string{"link"}, Run: checkClock},
 		{ID: "isolation", Title: "no VPN or client isolation keeps discovery from the phone", Needs: []string{"multicast", "link"}, Routine: true, Run: checkIsolation},
-		{ID: "local-network", Title: "macOS lets this terminal and the agent into the local network", Needs: []string{"agent", "link-key", "paired"}, OS: "darwin",
+		{ID: "local-network", Title: "macOS lets this terminal and the agent into the network", Needs: []string{"agent", "link-key", "paired"}, OS: "darwin",
 			Limit: agentTime + dialTime, Run: checkLocalNetwork},
 	}
 }

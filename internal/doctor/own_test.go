@@ -212,4 +212,3 @@ func TestTerminalKeptOut(t *testing.T) {
 		t.Errorf("%+v", r.Finding)
 	}
 }
-

@@ -11,7 +11,7 @@ import (
 
 func processChecks() []Check {
 	return []Check{
-		{ID: "core-dumps", Title: "the agent's memory is closed to other processes, and leaves no core file", Needs: []string{"agent"}, Routine: true, Run: checkCoreDumps},
+		{ID: "core-dumps", Title: "the agent's memory is closed, and leaves no core file", Needs: []string{"agent"}, Routine: true, Run: checkCoreDumps},
 		{ID: "log", Title: "the agent's log goes somewhere", Needs: []string{"agent"}, Run: checkLog},
 	}
 }

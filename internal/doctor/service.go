@@ -23,7 +23,7 @@ const (
 
 func serviceChecks() []Check {
 	return []Check{
-		{ID: "service", Title: "the agent starts by itself: systemd's or launchd's unit is there, enabled, of this program", Run: checkService},
+		{ID: "service", Title: "systemd or launchd starts the agent, and this program", Run: checkService},
 	}
 }
 

@@ -22,9 +22,9 @@ const askTime = 2 * time.Second
 
 func socketChecks() []Check {
 	return []Check{
-		{ID: "socket", Title: "the agent's socket: there, private, in a private directory", Run: checkSocket},
+		{ID: "socket", Title: "the socket: there, private, in a private directory", Run: checkSocket},
 		{ID: "agent", Title: "the agent: serves the socket, answers, has this version", Needs: []string{"socket"}, Run: checkAgent},
-		{ID: "lock", Title: "the socket's lock file: held by the agent that serves", Routine: true, Run: checkLock},
+		{ID: "lock", Title: "the socket's lock: held by the agent that serves", Routine: true, Run: checkLock},
 	}
 }
 

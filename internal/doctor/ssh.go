@@ -33,9 +33,9 @@ const (
 
 func sshChecks() []Check {
 	return []Check{
-		{ID: "ssh-version", Title: "ssh is OpenSSH 8.9 or later, which tells the agent where it logs in", Run: checkSSHVersion},
+		{ID: "ssh-version", Title: "ssh is OpenSSH 8.9 or later, which says where it logs in", Run: checkSSHVersion},
 		{ID: "auth-sock", Title: "SSH_AUTH_SOCK names the socket", Run: checkAuthSock},
-		{ID: "identity-agent", Title: "ssh's configuration leads to the socket (IdentityAgent, IdentitiesOnly)", Needs: []string{"ssh-version"}, Run: checkIdentityAgent},
+		{ID: "identity-agent", Title: "ssh's configuration leads to the socket and its keys", Needs: []string{"ssh-version"}, Run: checkIdentityAgent},
 		{ID: "rivals", Title: "nothing else sets SSH_AUTH_SOCK: start-up files, the session", Routine: true, Run: checkRivals},
 	}
 }
@@ -233,7 +233,7 @@ var startups = []string{".profile", ".bash_profile", ".bash_login", ".bashrc", "
 
 // setsSock matches lines that set SSH_AUTH_SOCK, by themselves or by an agent that they start.
 var setsSock = regexp.MustCompile(`(?:^|[\s;&({])(?:export\s+|setenv\s+|set\s+(?:-\S+\s+)*)?SSH_AUTH_SOCK(?:=|\s+\S)|` +
-	`eval\s.*(?:ssh-agent|keychain|gpg-agent|gnome-keyring-daemon)|ssh-agent\s+-?[sc]\b.*\|\s*(?:source|\.)\s`)
+	`eval\s.*(?:ssh-agent|keychain|gpg-agent|gnome-keyring-daemon)|ssh-agent(?:\s+-\S+)*\s*\|\s*(?:source|\.)(?:\s|$)`)
 
 func checkRivals(ctx context.Context, e *Env) Finding {
 	var found []string
