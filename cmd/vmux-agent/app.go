@@ -94,8 +94,11 @@ func run(c *cli.Context) error {
 	extensions[control.Status] = func(context.Context, agent.Peer, []byte) (any, error) {
 		return control.StatusResult{Version: cli.Version(), PID: os.Getpid(), Started: started.UTC().Truncate(time.Second),
 			Locked: server.Locked(), Connections: server.Connections(), Certificates: len(sessions.Current()), Phones: phones.Status(),
-			Configuration: settings.status()}, nil
+			Configuration: settings.status(), Executable: self,
+			Device:     control.Device{Name: options.Name, Pin: options.Identity.Pin().String()},
+			Protection: protection(), Log: logging(c.App.ErrWriter, settings.level.Level())}, nil
 	}
+	extensions[control.Reach] = func(ctx context.Context, _ agent.Peer, _ []byte) (any, error) { return phones.Reach(ctx), nil }
 	keys := &signer{sessions: sessions, phones: phones}
 	server = agent.New(agent.Options{
 		Signer:         keys,

@@ -79,7 +79,7 @@ func as[E error](exit int, hint func(E) string) row {
 
 // advice is the table: one group for each package, the more special error before the more general one.
 func advice() []row {
-	return []row{
+	return append(doctorAdvice(), []row{
 		// store
 		is(store.ErrNoHome, ExitUsage, "set HOME to your home directory, as in HOME=/home/me"),
 		is(store.ErrBusy, ExitFailed, "look for a stopped vmux command (ps -u $USER | grep vmux), end it and try again"),
@@ -169,7 +169,7 @@ func advice() []row {
 		is(phone.ErrSeveral, ExitUsage, "name the one you mean: vmux-pair --phone NAME"),
 		is(phone.ErrDenied, ExitDenied, "accept on the phone and try again, if it was you"),
 		is(phone.ErrTimeout, ExitNoAnswer, "look at the phone, then try again"),
-		is(phone.ErrExpired, ExitFailed, "set the clocks of both right: date -u"),
+		is(phone.ErrExpired, ExitFailed, clocks),
 		is(phone.ErrLocked, ExitDenied, "unlock the phone, then try again"),
 		is(phone.ErrUnknownKey, ExitFailed, "see what the phone holds: ssh-add -l"),
 		is(phone.ErrTooMany, ExitFailed, "answer what waits on the phone, then try again"),
@@ -255,7 +255,7 @@ func advice() []row {
 
 		// last, since others wrap it
 		is(context.DeadlineExceeded, ExitNoAnswer, "look at the phone, then try again"),
-	}
+	}...)
 }
 
 // keyHint is about the push key.

@@ -41,9 +41,12 @@ var imports = map[string][]string{
 	"internal/phone":                 {"internal/envelope", "internal/pairing", "internal/store", "internal/transport"},
 	"internal/signer": {"internal/envelope", "internal/pairing", "internal/safetext", "internal/signed", "internal/store",
 		"internal/transport", "internal/transport/dnssd", "internal/transport/lan", "internal/unixsock"},
+	"internal/doctor": {"internal/agent", "internal/control", "internal/duration", "internal/envelope", "internal/phone", "internal/policy",
+		"internal/process", "internal/safetext", "internal/session", "internal/store", "internal/transport", "internal/transport/dnssd",
+		"internal/transport/lan", "internal/unixsock"},
 	// The table of advice knows the errors of all.
-	"internal/cli": {"internal/agent", "internal/pairing", "internal/phone", "internal/safetext", "internal/session",
-		"internal/signer", "internal/store", "internal/transport", "internal/unixsock", "internal/wake/apns"},
+	"internal/cli": {"internal/agent", "internal/doctor", "internal/pairing", "internal/phone", "internal/safetext", "internal/session",
+		"internal/signer", "internal/store", "internal/transport", "internal/transport/dnssd", "internal/unixsock", "internal/wake/apns"},
 }
 
 // The direction of imports is part of the design: the agent never knows the

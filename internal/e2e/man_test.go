@@ -248,6 +248,8 @@ func TestManExitStatus(t *testing.T) {
 		{"vmux-cert", []string{"run", "true"}, 125},
 		{"vmux-cert", []string{"run", h.path("file")}, 126},
 		{"vmux-cert", []string{"run", h.path("none")}, 127},
+		{"vmux-doctor", []string{"--list"}, 0},
+		{"vmux-doctor", []string{"--only", "log,socket"}, 2},
 		{"vmux-pair", []string{"--list"}, 0},
 		{"vmux-pair", []string{"--url", "--timeout", "1s", "--address", "127.0.0.1:1"}, 4},
 		{"vmux-pair", []string{"--qr", "--url"}, 2},
@@ -411,7 +413,7 @@ func TestInstall(t *testing.T) {
 		t.Fatalf("make install: %v\n%s", err, out)
 	}
 	pages := slices.Sorted(maps.Keys(readPages(t)))
-	for _, want := range []string{"vmux-agent.1", "vmux-cert.1", "vmux-pair.1", "vmux-signer.1", "vmux-wake.1", "vmux.toml.5", "vmux-protocol.7", "vmux-security.7"} {
+	for _, want := range []string{"vmux-agent.1", "vmux-cert.1", "vmux-doctor.1", "vmux-pair.1", "vmux-signer.1", "vmux-wake.1", "vmux.toml.5", "vmux-protocol.7", "vmux-security.7"} {
 		if !slices.Contains(pages, want) {
 			t.Errorf("there is no %s", want)
 		}

@@ -557,13 +557,13 @@ func (p *Phone) freshen() {
 
 // Status is how things stand with one phone.
 type Status struct {
-	Name      string        `json:"name"`
-	Pin       string        `json:"pin"`
-	Connected bool          `json:"connected"`
-	Address   string        `json:"address,omitzero"` // last known
-	Software  string        `json:"software,omitzero"`
-	Skew      time.Duration `json:"skewNanoseconds,omitzero"`
-	Keys      int           `json:"keys"`
+	Name      string `json:"name"`
+	Pin       string `json:"pin"`
+	Connected bool   `json:"connected"`
+	Address   string `json:"address,omitzero"` // last known
+	Software  string `json:"software,omitzero"`
+	Skew      int64  `json:"skewNanoseconds,omitzero"` // how far its clock is ahead
+	Keys      int    `json:"keys"`
 }
 
 // Status says how things stand, without asking the phone.
@@ -572,7 +572,7 @@ func (p *Phone) Status() Status {
 	defer p.mu.Unlock()
 	s := Status{Name: p.last.Name, Pin: p.last.Pin, Address: p.last.Address, Software: p.last.Software, Keys: len(p.last.Keys)}
 	if p.link != nil && p.link.Err() == nil {
-		s.Connected, s.Skew = true, p.link.Skew()
+		s.Connected, s.Skew = true, int64(p.link.Skew())
 	}
 	return s
 }
