@@ -270,8 +270,11 @@ func TestContext(t *testing.T) {
 						<-ctx.Done()
 					}
 					begin := time.Now()
-					_, err := client.Push(ctx, target, Alert, time.Time{})
+					res, err := client.Push(ctx, target, Alert, time.Time{})
 					took := time.Since(begin)
+					if name == "waiting" && res.Attempts != 1 {
+						t.Errorf("%+v", res)
+					}
 					e, ok := errors.AsType[*apns.ConnectError](err)
 					switch {
 					case cancelled:
