@@ -68,8 +68,5 @@ func loadConfig(c *cli.Context) (store.Config, error) {
 			return store.Config{}, err
 		}
 	}
-	if c.IsSet("endpoint") && !c.IsSet("ca-file") {
-		config.Wake.CAFile = "" // of the endpoint in the file
-	}
 	return config, nil
 }
