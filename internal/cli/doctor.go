@@ -46,6 +46,11 @@ func doctorAdvice() []row {
 			return "find out who has it open, and end it: lsof " + quote(e.Path)
 		}),
 
+		// push
+		as(ExitUsage, func(e *doctor.PushMismatchError) string {
+			return "take wake." + e.Setting + " out of vmux.toml, or let the phone connect once if its app has changed"
+		}),
+
 		// ssh
 		as(ExitUsage, func(e *doctor.AuthSockError) string {
 			return "export SSH_AUTH_SOCK=" + quote(e.Socket) + ", also in the shell's start-up file; see: vmux-doctor --setup"

@@ -80,7 +80,7 @@ type Result struct {
 // All are the checks of an operating system in their order.
 func All(goos string) []Check {
 	all := slices.Concat(configChecks(), socketChecks(), serviceChecks(), sshChecks(), stateChecks(), phoneChecks(), keyChecks(),
-		networkChecks(), certificateChecks(), processChecks(), hostChecks())
+		networkChecks(), pushChecks(), certificateChecks(), processChecks(), hostChecks())
 	return slices.DeleteFunc(all, func(c Check) bool { return c.OS != "" && c.OS != goos })
 }
 

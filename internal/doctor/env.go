@@ -59,6 +59,8 @@ type Env struct {
 	Browse func(ctx context.Context, found func(dnssd.Claim)) error
 	// Dial opens a stream to a phone.
 	Dial func(ctx context.Context, address string) (net.Conn, error)
+	// DialPush connects to the push service; nil for TCP.
+	DialPush func(ctx context.Context, network, addr string) (net.Conn, error)
 	// Interfaces are the network's.
 	Interfaces func() ([]Interface, error)
 	// Space says how many bytes this user may still write in a directory; the error is why it cannot write there.

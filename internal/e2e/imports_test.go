@@ -43,7 +43,7 @@ var imports = map[string][]string{
 		"internal/transport", "internal/transport/dnssd", "internal/transport/lan", "internal/unixsock"},
 	"internal/doctor": {"internal/agent", "internal/control", "internal/duration", "internal/envelope", "internal/phone", "internal/policy",
 		"internal/process", "internal/safetext", "internal/session", "internal/store", "internal/transport", "internal/transport/dnssd",
-		"internal/transport/lan", "internal/unixsock"},
+		"internal/transport/lan", "internal/unixsock", "internal/wake", "internal/wake/apns"},
 	// The table of advice knows the errors of all.
 	"internal/cli": {"internal/agent", "internal/doctor", "internal/pairing", "internal/phone", "internal/safetext", "internal/session",
 		"internal/signer", "internal/store", "internal/transport", "internal/transport/dnssd", "internal/unixsock", "internal/wake/apns"},
