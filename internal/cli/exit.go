@@ -104,6 +104,9 @@ func advice() []row {
 			return "look whether it is as you left it, then: chmod 600 " + quote(e.Path)
 		}),
 		as(ExitFailed, func(e *store.KeyError) string {
+			if errors.Is(e, fs.ErrNotExist) {
+				return "restore it, or start the agent again, which makes one, and pair again: vmux-pair"
+			}
 			return fmt.Sprintf("restore it, or set it aside and pair again: mv %s %s && vmux-pair", quote(e.Path), quote(e.Path+".old"))
 		}),
 		as(ExitFailed, func(e *store.DamagedError) string {
