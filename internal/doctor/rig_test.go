@@ -204,12 +204,13 @@ func (r *rig) start(pattern, name string, args ...string) (*running, []string, e
 	go func() { // ends with the command, or when it says no more
 		defer close(p.done)
 		defer in.Close()
-		for lines := bufio.NewReader(in); ; {
+		lines, seen := bufio.NewReader(in), false
+		for {
 			line, err := lines.ReadString('\n')
-			if m := re.FindStringSubmatch(strings.TrimSpace(line)); m != nil && found != nil {
+			if m := re.FindStringSubmatch(strings.TrimSpace(line)); m != nil && !seen {
+				seen = true
 				found <- m
-				found = nil
-			} else if found != nil {
+			} else if !seen {
 				said.WriteString(line)
 			}
 			if strings.Contains(line, "DATA RACE") {
@@ -222,9 +223,8 @@ func (r *rig) start(pattern, name string, args ...string) (*running, []string, e
 		}
 	}()
 	r.ends = append(r.ends, p.end)
-	wait := found
 	select {
-	case m := <-wait:
+	case m := <-found:
 		return p, m, nil
 	case <-p.done:
 		return nil, nil, fmt.Errorf("%s ended: %s", name, said.String())
