@@ -202,15 +202,15 @@ func (r *rig) start(pattern, name string, args ...string) (*running, []string, e
 	found := make(chan []string, 1)
 	var said bytes.Buffer
 	go func() { // ends with the command, or when it says no more
-		matched := false
 		defer close(p.done)
 		defer in.Close()
-		for lines := bufio.NewReader(in); ; {
+		lines, seen := bufio.NewReader(in), false
+		for {
 			line, err := lines.ReadString('\n')
-			if m := re.FindStringSubmatch(strings.TrimSpace(line)); m != nil && !matched {
+			if m := re.FindStringSubmatch(strings.TrimSpace(line)); m != nil && !seen {
+				seen = true
 				found <- m
-				matched = true
-			} else if !matched {
+			} else if !seen {
 				said.WriteString(line)
 			}
 			if strings.Contains(line, "DATA RACE") {
