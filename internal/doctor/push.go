@@ -18,7 +18,7 @@ import (
 func pushChecks() []Check {
 	return []Check{
 		{ID: "push-key", Title: "the push key: private, P-256, its ids set", Run: checkPushKey},
-		{ID: "push-token", Title: "where phones are pushed to is known", Needs: []string{"state", "push-key"}, Routine: true, Run: checkPushToken},
+		{ID: "push-token", Title: "where phones are pushed to is known", Needs: []string{"state", "push-key"}, Run: checkPushToken},
 		{ID: "push-endpoint", Title: "the push service can be reached", Needs: []string{"push-key"}, Asked: true, Run: checkPushEndpoint},
 	}
 }
