@@ -92,10 +92,10 @@ fuzz:
 # The path of the programs is written into units, where other characters would mean something.
 prefix:
 	@case '$(PREFIX)' in \
-	*[!A-Za-z0-9/._+@~\ -]*) echo "error: PREFIX=$(PREFIX) has a character that a unit cannot have" >&2;; \
+	*[!A-Za-z0-9/._+@~\ -]*) why='has a character that a unit cannot have';; \
 	/*) exit 0;; \
-	*) echo "error: PREFIX=$(PREFIX) does not begin with /" >&2;; \
-	esac; echo "hint: make $(firstword $(MAKECMDGOALS)) PREFIX=/usr/local" >&2; exit 1
+	*) why='does not begin with /';; \
+	esac; printf '%s\n' 'error: PREFIX=$(PREFIX) '"$$why" 'hint: make $(firstword $(MAKECMDGOALS)) PREFIX=/usr/local' >&2; exit 1
 
 install: prefix build
 	install -d '$(bindir)' '$(bashdir)' '$(zshdir)' '$(fishdir)'

@@ -121,7 +121,7 @@ func acts(t *testing.T, command []string) bool {
 	return strings.Contains(string(out), " [flags] [COMMAND]\n")
 }
 
-func commands(t *testing.T) []string {
+func commands(t testing.TB) []string {
 	t.Helper()
 	dirs, err := filepath.Glob("../../cmd/*")
 	if err != nil || len(dirs) == 0 {
