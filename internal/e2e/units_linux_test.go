@@ -43,7 +43,8 @@ manager=$!
 wait "$manager" || true # ends at the signal, too
 status=0
 wait "$manager" || status=$?
-find "$cgroup" -depth -type d -exec rmdir {} \;
+[ ! -e "$cgroup/cgroup.kill" ] || echo 1 >"$cgroup/cgroup.kill" # whom a failed test left
+while [ -d "$cgroup" ]; do find "$cgroup" -depth -type d -exec rmdir {} + 2>/dev/null || true; done
 exit "$status"
 `
 
