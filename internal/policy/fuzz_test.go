@@ -59,7 +59,7 @@ func (d *dice) known() known {
 	programs := []string{"", "/bin/a", "/bin/b", "/bin/b (deleted)", "/opt/b"}
 	k := known{
 		kind: d.one([]string{Login, Login, Login, SSHSIG, PAM, Certificate, Opaque, "new", ""}), namespace: d.one([]string{"git", "file", ""}),
-		key: d.one([]string{printA, printB}), comment: d.one([]string{"work", "home", "work laptop", printA, ""}), user: d.one([]string{"git", "root", ""}),
+		key: d.one([]string{printA, printB}), comment: d.one([]string{"work", "home", "work laptop", printA, ""}), user: d.one([]string{"git", "root", "", "git:x", "root/x:y"}),
 		print: d.one([]string{"", printA, printB}), program: d.one(programs), forwarded: d.roll(2) == 1,
 	}
 	for range d.roll(3) {
@@ -132,7 +132,8 @@ func naive(p *Policy, k known) (Action, int) {
 				})
 			}},
 			{r.User, func(v string) bool {
-				return (k.kind == "login" || k.kind == "pam_ssh_agent_auth") && pattern(v, k.user, "")
+				bare := regexp.MustCompile(`^([^:/]*).*$`).ReplaceAllString(k.user, "$1")
+				return (k.kind == "login" || k.kind == "pam_ssh_agent_auth") && (pattern(v, k.user, "") || r.Action == Refuse && pattern(v, bare, ""))
 			}},
 			{r.Executable, func(v string) bool { return isProgram(v, k.program) }},
 			{r.Ancestor, func(v string) bool {

@@ -48,7 +48,7 @@ type Rule struct {
 	Kind       []string
 	Key        []string // fingerprints, and patterns over the comment
 	Host       []string // fingerprints, patterns over names with or without port in any case, "unverified"; matches logins only
-	User       []string // patterns; matches logins and pam_ssh_agent_auth only
+	User       []string // patterns; matches logins and pam_ssh_agent_auth only. One that refuses also matches the account in it
 	Executable []string // patterns over the path of the program that connected, "unknown"
 	Ancestor   []string // the same over the processes that it descends from, any of them
 	Forwarded  string   // "yes", "no", or empty
@@ -229,7 +229,7 @@ func (r *request) mismatch(rule *Rule) field {
 		return kind
 	case !either(rule.Key, r.isKey):
 		return key
-	case !either(rule.User, r.isUser):
+	case !either(rule.User, func(value string) bool { return r.isUser(value, rule.Action) }):
 		return user
 	case rule.Forwarded != "" && rule.Forwarded != yesNo(r.Forwarded):
 		return forwarded
@@ -263,7 +263,20 @@ func (r *request) isKey(value string) bool {
 
 func (r *request) hasUser() bool { return r.Kind == Login || r.Kind == PAM }
 
-func (r *request) isUser(value string) bool { return r.hasUser() && match(value, r.User, false) }
+func (r *request) isUser(value string, action Action) bool {
+	// A server that knows neither styles nor roles may have somebody else by the longer name, so that no rule
+	// that asks for an account is for it.
+	return r.hasUser() && (match(value, r.User, false) || action != Ask && match(value, account(r.User), false))
+}
+
+// account gives the account that user may stand for: OpenSSH takes USER:STYLE for USER, and with the patch that
+// Debian and Fedora have, USER/ROLE too.
+func account(user string) string {
+	if i := strings.IndexAny(user, ":/"); i >= 0 {
+		return user[:i]
+	}
+	return user
+}
 
 func (r *request) isHost(value string) bool {
 	if r.Kind != Login {

@@ -31,6 +31,8 @@ func with(change func(*Facts)) *Facts {
 	return f
 }
 
+func as(user string) *Facts { return with(func(f *Facts) { f.User = user }) }
+
 func named(host string) *Facts {
 	return with(func(f *Facts) { f.Host = func() (string, []string) { return printB, []string{host} } })
 }
@@ -91,6 +93,10 @@ func TestRuleMatches(t *testing.T) {
 			[]*Facts{with(func(f *Facts) { f.Host = func() (string, []string) { return printB, []string{"unverified"} } })}},
 
 		{"user", Rule{Action: Ask, User: []string{"root", "gi?"}}, []*Facts{login(), of(PAM)}, []*Facts{of(SSHSIG), of(Opaque), {Kind: Login, User: "Git"}}},
+		{"account to refuse", Rule{Action: Refuse, User: []string{"root"}}, []*Facts{as("root"), as("root:x"), as("root/x"), as("root:x/y"), as("root/x:y"), as("root:"),
+			{Kind: PAM, User: "root:x"}}, []*Facts{as("x:root"), as("roo"), as("rootx"), as(":root"), {Kind: SSHSIG, User: "root:x"}}},
+		{"account to ask for", Rule{Action: Ask, User: []string{"git"}}, []*Facts{as("git")}, []*Facts{as("git:x"), as("git/x")}},
+		{"account with a style", Rule{Action: Refuse, User: []string{"root:x"}}, []*Facts{as("root:x")}, []*Facts{as("root"), as("root:y")}},
 		{"any user", Rule{Action: Refuse, User: []string{"*"}}, []*Facts{login(), {Kind: Login}, of(PAM)}, []*Facts{of(SSHSIG), of(Opaque), of(Certificate)}},
 
 		{"executable", Rule{Action: Ask, Executable: []string{"/usr/bin/ssh"}}, []*Facts{login(),
