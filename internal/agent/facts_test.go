@@ -7,6 +7,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"testing"
 
@@ -153,5 +154,51 @@ func TestPolicyIsToldOfTheUnknown(t *testing.T) {
 		if got := r.dial().call(signMessage(ed, loginData(ed, sidA, nil), 0)...)[0]; got != want {
 			t.Errorf("%+v: answer %d", *rule, got)
 		}
+	}
+}
+
+// The log's host is what the prompt and the rules call so, and the hop has a field of its own.
+func TestLogNamesHostAndHop(t *testing.T) {
+	t.Parallel()
+	host, hop, ca := newEd25519(t), newEd25519(t), newEd25519(t)
+	cert := &ssh.Certificate{Nonce: make([]byte, 32), Key: host.PublicKey(), CertType: ssh.HostCert, ValidPrincipals: []string{"h"}, ValidBefore: ssh.CertTimeInfinity}
+	if err := cert.SignCert(rand.Reader, ca); err != nil {
+		t.Fatal(err)
+	}
+	certified, err := ssh.NewCertSigner(cert, host)
+	if err != nil {
+		t.Fatal(err)
+	}
+	there, through := " host="+ssh.FingerprintSHA256(host.PublicKey())+" ", " via="+ssh.FingerprintSHA256(hop.PublicKey())+" "
+	for name, tt := range map[string]struct {
+		binds []signed.Bind
+		named ssh.PublicKey // by the data
+		want  []string
+		not   string
+	}{
+		"nothing known":                      {nil, nil, nil, " host="},
+		"named by the data":                  {nil, host.PublicKey(), []string{there}, " via="},
+		"bound":                              {[]signed.Bind{bindOf(t, host, sidA, false)}, nil, []string{there}, " via="},
+		"host certificate":                   {[]signed.Bind{bindOf(t, certified, sidA, false)}, certified.PublicKey(), []string{there}, " via="},
+		"through a hop that says no more":    {[]signed.Bind{bindOf(t, hop, sidB, true)}, nil, []string{through}, " host="},
+		"through a hop, named by the data":   {[]signed.Bind{bindOf(t, hop, sidB, true)}, host.PublicKey(), []string{there, through}, "\x00"},
+		"through a hop, bound there as well": {[]signed.Bind{bindOf(t, hop, sidB, true), bindOf(t, host, sidA, false)}, nil, []string{there, through}, "\x00"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r := newRig(t)
+			ed := r.signer.Keys(nil)[0].Public
+			c := r.dial()
+			for _, b := range tt.binds {
+				if c.bind(b) != msgSuccess {
+					t.Fatal("bind refused")
+				}
+			}
+			c.call(signMessage(ed, loginData(ed, sidA, tt.named), 0)...)
+			lines := r.log.lines("sign request")
+			if len(lines) != 1 || len(r.log.lines(append(tt.want, "sign request")...)) != 1 || strings.Contains(lines[0], tt.not) {
+				t.Errorf("%q, wanted %q", lines, tt.want)
+			}
+		})
 	}
 }
