@@ -32,8 +32,8 @@ func app() *cli.App {
 		Name:  "vmux-doctor",
 		Usage: "find out what is wrong with a set-up, and how to mend it",
 		Description: "Examines sockets, ssh's configuration, the phone and the way to it, and says of each thing that is not\n" +
-			"   well why that matters and what to type. Nothing is changed, and nobody is asked for a signature, unless\n" +
-			"   --host is given.",
+			"well why that matters and what to type. Nothing is changed, and nobody is asked for a signature, unless\n" +
+			"--host is given.",
 		Flags: []cli.Flag{
 			&cli.StringsFlag{Name: "only", Usage: "run the checks with these `ID,...` only, and what they need"},
 			&cli.StringFlag{Name: "host", Usage: "log in to `USER@HOST` too, which asks the phone for a signature"},
