@@ -6,6 +6,7 @@ import (
 	"errors"
 	"reflect"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 )
@@ -314,7 +315,7 @@ func TestSet(t *testing.T) {
 		{"action", []string{"ask"}},
 		{"kind", []string{"login", "sshsig", "sshsig:git", "sshsig:a b*", "pam_ssh_agent_auth", "certificate", "opaque"}},
 		{"key", []string{printA, "work laptop", "MD5", "é?", "SHA256*"}},
-		{"host", []string{printA, printB, "web.example.org", "[web]:22", "2001:db8::1", "*", "unverified", "md5.example.org"}},
+		{"host", []string{printA, printB, "web.example.org", "[web]:2222", "2001:db8::1", "*", "unverified", "md5.example.org"}},
 		{"user", []string{"git", "a b@c:d/e"}},
 		{"executable", []string{"/usr/bin/ssh", "*/node", "?x", "unknown"}},
 		{"ancestor", []string{"/a b", "*", "unknown"}},
@@ -329,7 +330,7 @@ func TestSet(t *testing.T) {
 	}
 	want := Rule{0, Ask, []string{"login", "sshsig", "sshsig:git", "sshsig:a b*", "pam_ssh_agent_auth", "certificate", "opaque"},
 		[]string{printA, "work laptop", "MD5", "é?", "SHA256*"},
-		[]string{printA, printB, "web.example.org", "[web]:22", "2001:db8::1", "*", "unverified", "md5.example.org"},
+		[]string{printA, printB, "web.example.org", "[web]:2222", "2001:db8::1", "*", "unverified", "md5.example.org"},
 		[]string{"git", "a b@c:d/e"}, []string{"/usr/bin/ssh", "*/node", "?x", "unknown"}, []string{"/a b", "*", "unknown"}, No}
 	if !reflect.DeepEqual(r, want) {
 		t.Errorf("%+v\nwant %+v", r, want)
@@ -396,6 +397,42 @@ func TestSetErrors(t *testing.T) {
 	for _, n := range []int{MaxValues, 1} {
 		if err := new(Rule).Set("user", slices.Repeat([]string{strings.Repeat("x", MaxValue)}, n)); err != nil {
 			t.Errorf("%d values: %v", n, err)
+		}
+	}
+}
+
+// What can match nothing is an error that says what would.
+func TestNever(t *testing.T) {
+	t.Parallel()
+	for field, values := range map[string]map[string]string{
+		"host": {
+			"web:2222": "[web]:2222", "web:22": "web", "web:": "[name]:2222", ":22": "[name]:2222", "web:ssh": "[name]:2222", "face:22": "face", "web*:2222": "[web*]:2222",
+			"*web:2222": "[*web]:2222", "[web]:22": "web", "[*.example.org]:22": "*.example.org", "[web]": "web", "[web]x": "[name]:2222", "[web]:x": "[name]:2222", "[web]:0": "[name]:2222",
+			"[web": "[name]:2222", "[]:2222": "[name]:2222", "[web]2222": "[name]:2222", "web.": "web", "*.": "*", "[web.]:2222": "[web]:2222",
+			"Unverified": "unverified", "UNVERIFIED": "unverified",
+		},
+		"executable": {"/usr/bin/": "/usr/bin/*", "/": "/*", "*/bin/": "*/bin/*", "/usr//bin/ssh": "/usr/bin/ssh", "/usr/./ssh": "/usr/ssh", "/bin/../ssh": "/ssh", "*/../ssh": "a path or a pattern",
+			"/usr/bin/ssh (deleted)": "/usr/bin/ssh"},
+		"ancestor": {"/opt/node/": "/opt/node/*"},
+		"key":      {"256 " + printA + " work laptop (ED25519)": printA, "256 " + printA: printA, "256 SHA256:abc work": "which begins with SHA256:"},
+	} {
+		for value, want := range values {
+			e, ok := errors.AsType[*FieldError](new(Rule).Set(field, []string{value}))
+			if !ok || e.Field != field || !strings.Contains(e.Want, want) || strings.Contains(want, printA) && strings.Contains(e.Want, "work") ||
+				field == "host" && e.Want != field+" = "+strconv.Quote(want) {
+				t.Errorf("%s %q: %+v, want %s", field, value, e, want)
+			}
+		}
+	}
+	for field, values := range map[string][]string{
+		"host":       {"*:2222", "?web*:22", "*]:2222", "[*", "[web]*", "[web*", "[web?:22", "[*]:2222", "[web]:?2", "[2001:db8::1]:2222", "2001:db8::1", "200?:*", "dead*:1", "::1", "unverified*", "fe80::1%eth0", "*.*"},
+		"executable": {"/usr/*", "*", "?", "/a b", "/usr/bin/..x", "unknown", "*(deleted)"},
+		"key":        {"a SHA256", printA},
+	} {
+		for _, value := range values {
+			if err := new(Rule).Set(field, []string{value}); err != nil {
+				t.Errorf("%s %q: %v", field, value, err)
+			}
 		}
 	}
 }
