@@ -16,6 +16,7 @@ import (
 	"vmux.app/toolkit/internal/cli"
 	"vmux.app/toolkit/internal/knownhosts"
 	"vmux.app/toolkit/internal/policy"
+	"vmux.app/toolkit/internal/process"
 	"vmux.app/toolkit/internal/safetext"
 )
 
@@ -262,7 +263,7 @@ func programOf(flag, path string) (string, error) {
 		return "", &cli.UsageError{Problem: fmt.Sprintf("--%s: %q is no absolute path", flag, path),
 			Hint: fmt.Sprintf("write it as the log has it, as in --%s /usr/bin/ssh", flag)}
 	}
-	return path, nil
+	return process.Undeleted(path), nil
 }
 
 // withKey adds fingerprint and comment. Of a key that a phone has listed one is enough.

@@ -42,7 +42,7 @@ func TestPolicyIsToldTheTruth(t *testing.T) {
 	r := newRig(t, func(s *Server) {
 		s.proc.executable = func(int) (string, error) { return "/usr/bin/ssh (deleted)", nil }
 		s.proc.chain = func(int) ([]process.Process, error) {
-			return []process.Process{{Executable: "/usr/bin/ssh"}, {Executable: "/usr/bin/make"}, {Executable: ""}}, nil
+			return []process.Process{{Executable: "/usr/bin/ssh"}, {Executable: "/usr/bin/make (deleted)"}, {PID: 7, Session: 7, Executable: ""}}, nil
 		}
 		s.hostNames = func(key []byte, _ Peer, also []string) []string {
 			asked.Store(&also)
@@ -132,6 +132,31 @@ func TestPolicyKnowsCertificatesByTheirKey(t *testing.T) {
 	}
 	if len(r.log.lines("outcome=refused", "policy: rule 1", "key="+print)) != 1 {
 		t.Errorf("log:\n%s", r.log)
+	}
+}
+
+// A chain that does not reach its session's leader has an unknown end.
+func TestPolicyIsToldOfBrokenChains(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		name  string
+		chain []process.Process
+		want  bool // that "unknown" matches
+	}{
+		{"its own leader", []process.Process{{PID: 7, Session: 7}}, false},
+		{"up to the leader", []process.Process{{PID: 9, Parent: 7, Session: 7}, {PID: 7, Session: 7, Executable: "/bin/sh"}}, false},
+		{"parent ended", []process.Process{{PID: 9, Parent: 1, Session: 7}}, true},
+		{"grandparent ended", []process.Process{{PID: 9, Parent: 8, Session: 7}, {PID: 8, Parent: 1, Session: 7, Executable: "/bin/sh"}}, true},
+		{"leader in another namespace", []process.Process{{PID: 9, Parent: 8}, {PID: 8, Executable: "/bin/sh"}}, true},
+	} {
+		r := newRig(t, func(s *Server) {
+			s.proc.chain = func(int) ([]process.Process, error) { return c.chain, nil }
+		})
+		ed := r.signer.Keys(nil)[0].Public
+		r.policy.Store(&policy.Policy{Default: policy.Ask, Rules: []policy.Rule{{Action: policy.Refuse, Ancestor: []string{"unknown"}}}})
+		if got := r.dial().call(signMessage(ed, loginData(ed, sidA, nil), 0)...)[0] == msgFailure; got != c.want {
+			t.Errorf("%s: refused is %v", c.name, got)
+		}
 	}
 }
 

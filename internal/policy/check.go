@@ -180,7 +180,7 @@ func never(name, v string) (problem, want string) {
 	case "host":
 		return neverHost(v, instead)
 	case "executable", "ancestor":
-		bare := undeleted(v)
+		bare := strings.TrimSuffix(v, " (deleted)") // as internal/process has it
 		clean := path.Clean(bare)
 		switch {
 		case v == Unknown:

@@ -56,7 +56,7 @@ type known struct {
 }
 
 func (d *dice) known() known {
-	programs := []string{"", "/bin/a", "/bin/b", "/bin/b (deleted)", "/opt/b"}
+	programs := []string{"", "/bin/a", "/bin/b", "/opt/b"}
 	k := known{
 		kind: d.one([]string{Login, Login, Login, SSHSIG, PAM, Certificate, Opaque, "new", ""}), namespace: d.one([]string{"git", "file", ""}),
 		key: d.one([]string{printA, printB}), comment: d.one([]string{"work", "home", "work laptop", printA, ""}), user: d.one([]string{"git", "root", "", "git:x", "root/x:y"}),
@@ -94,7 +94,7 @@ func naive(p *Policy, k known) (Action, int) {
 		if path == "" {
 			return value == "unknown"
 		}
-		return value != "unknown" && pattern(value, strings.TrimSuffix(path, " (deleted)"), "")
+		return value != "unknown" && pattern(value, path, "")
 	}
 	for i, r := range p.Rules {
 		kinds := r.Kind

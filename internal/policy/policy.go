@@ -77,11 +77,10 @@ type Facts struct {
 	// Host gives the SHA256 fingerprint of the host key that is proven for a login, "" if none is, and the
 	// names that are known for it.
 	Host func() (fingerprint string, names []string)
-	// Executable gives the path of the program that connected, "" if it cannot be told. " (deleted)" at the end
-	// does not count.
+	// Executable gives the path of the program that connected, "" if it cannot be told.
 	Executable func() string
 	// Ancestors gives the paths of the processes that the one that connected descends from, with "" for each
-	// that cannot be told, one "" if none can.
+	// that cannot be told, and at the end if there may be more.
 	Ancestors func() []string
 }
 
@@ -331,11 +330,8 @@ func isProgram(value, path string) bool {
 	if path == "" || value == Unknown {
 		return path == "" && value == Unknown
 	}
-	return match(value, undeleted(path), false)
+	return match(value, path, false)
 }
-
-// undeleted takes away what Linux appends to the path of a program whose file was replaced or removed.
-func undeleted(path string) string { return strings.TrimSuffix(path, " (deleted)") }
 
 func yesNo(b bool) string {
 	if b {
@@ -403,5 +399,5 @@ func program(path string) string {
 	if path == "" {
 		return Unknown
 	}
-	return undeleted(path)
+	return path
 }
