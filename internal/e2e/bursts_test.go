@@ -185,6 +185,26 @@ func TestThreat_N02_DenialIsForOneHost(t *testing.T) {
 	owner.none()
 }
 
+// apart starts a command as the first of a process group, which ends with the
+// test.
+func (h *host) apart(group *syscall.SysProcAttr, name string, args ...string) *process {
+	h.t.Helper()
+	apart := *h
+	apart.start = func(c *exec.Cmd) error {
+		c.SysProcAttr = group
+		return c.Start()
+	}
+	p := apart.spawn(name, args...)
+	h.t.Cleanup(func() {
+		select {
+		case <-p.done:
+		default: // nobody has waited for it, so its group is nobody else's
+			syscall.Kill(-p.cmd.Process.Pid, syscall.SIGKILL)
+		}
+	})
+	return p
+}
+
 // The command is interrupted: its prompts go, nothing is signed, and the next
 // login is asked for at once.
 func TestThreat_N02_CommandIsInterrupted(t *testing.T) {
@@ -197,25 +217,15 @@ func TestThreat_N02_CommandIsInterrupted(t *testing.T) {
 	for i, s := range servers {
 		d.write(fmt.Sprintf("hosts/%02d", i), "exec "+quoted(append([]string{need(t, "ssh")}, s.args("true")...))+"\n", 0o600)
 	}
-	foreground := *d // a job of a shell: one process group, as Ctrl-C finds it
-	foreground.start = func(c *exec.Cmd) error {
-		c.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-		return c.Start()
-	}
-	command := foreground.spawn("sh", "-c", "ls hosts/* | "+need(t, "xargs")+" -P 20 -n 1 sh")
-	group, interrupted := -command.cmd.Process.Pid, false
-	t.Cleanup(func() {
-		if !interrupted {
-			syscall.Kill(group, syscall.SIGKILL)
-		}
-	})
+	// A job of a shell: one process group, as Ctrl-C finds it.
+	command := d.apart(&syscall.SysProcAttr{Setpgid: true}, "sh", "-c", "ls hosts/* | "+need(t, "xargs")+" -P 20 -n 1 sh")
+	group := -command.cmd.Process.Pid
 	prompt := owner.next()
 	prompt.target(servers)
 	link.fills(8)
 	for _, s := range servers { // each client is about to ask, or waits
 		eventually(t, "20 clients", func() bool { return strings.Contains(s.log(), "Postponed publickey") })
 	}
-	interrupted = true
 	if err := syscall.Kill(group, syscall.SIGINT); err != nil {
 		t.Fatal(err)
 	}
