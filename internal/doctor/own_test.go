@@ -93,6 +93,12 @@ func TestBrokenAgent(t *testing.T) {
 
 	// Stopped.
 	must(t, r.agent.cmd.Process.Signal(syscall.SIGSTOP))
+	var stopped unix.WaitStatus
+	_, err = unix.Wait4(pid, &stopped, unix.WUNTRACED, nil)
+	must(t, err)
+	if !stopped.Stopped() {
+		t.Fatalf("the agent has not stopped: %v", stopped)
+	}
 	examined(t, r).turns(want{id: "agent", level: fail, found: "does not answer: process " + strconv.Itoa(pid), do: "kill -9 " + strconv.Itoa(pid)})
 	must(t, r.agent.cmd.Process.Signal(syscall.SIGCONT))
 	if got := examined(t, r).examine("agent")["agent"]; got.Level != doctor.OK {
