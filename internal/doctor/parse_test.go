@@ -3,10 +3,13 @@
 package doctor
 
 import (
+	"context"
 	"errors"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -107,6 +110,30 @@ func TestPlistProgram(t *testing.T) {
 	}
 }
 
+// What is installed is understood.
+func TestShippedUnits(t *testing.T) {
+	t.Parallel()
+	read := func(name string) string {
+		t.Helper()
+		b, err := os.ReadFile(filepath.Join("../../cmd/vmux-agent", name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(b)
+	}
+	e := Env{Home: "/home/me", Getenv: func(string) string { return "" }}
+	const program = "@bindir@/vmux-agent"
+	if got := e.unitValue(read("systemd/"+serviceUnit), "ExecStart"); got != program {
+		t.Errorf("service: %q", got)
+	}
+	if got := e.unitValue(read("systemd/"+socketUnit), "ListenStream"); got != "/home/me/.ssh/vmux-agent.sock" {
+		t.Errorf("socket: %q", got)
+	}
+	if got := plistProgram([]byte(read("launchd/" + launchLabel + ".plist"))); got != program {
+		t.Errorf("plist: %q", got)
+	}
+}
+
 func TestLinkError(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {
@@ -202,7 +229,18 @@ func TestCommand(t *testing.T) {
 	if err != nil || len(o.Stdout) != maxOutput {
 		t.Errorf("%d bytes, %v", len(o.Stdout), err)
 	}
-	if _, err = command(t.Context(), "vmux-none"); err == nil {
-		t.Error("no command")
+	if _, err = command(t.Context(), "vmux-none"); !errors.Is(err, exec.ErrNotFound) {
+		t.Errorf("no command: %v", err)
+	}
+	// A child that stays keeps the output open.
+	ctx, cancel := context.WithTimeout(t.Context(), outputTime+200*time.Millisecond)
+	defer cancel()
+	o, err = command(ctx, "sh", "-c", "sleep 60 & echo $!; exec sleep 60")
+	child, perr := strconv.Atoi(strings.TrimSpace(o.Stdout))
+	if !errors.Is(err, errTime) || perr != nil {
+		t.Fatalf("one that stays: %+v, %v", o, err)
+	}
+	if err := syscall.Kill(child, syscall.SIGKILL); err != nil {
+		t.Error(err)
 	}
 }
