@@ -268,8 +268,8 @@ func (r *request) isUser(value string, action Action) bool {
 	return r.hasUser() && (pattern.Match(value, r.User, false) || action != Ask && pattern.Match(value, account(r.User), false))
 }
 
-// account gives the account that user may stand for: OpenSSH takes USER:STYLE for USER, and with the patch that
-// Debian and Fedora have, USER/ROLE too.
+// account gives the account that user may stand for: OpenSSH takes USER:STYLE for USER, and with the patch for
+// SELinux that Debian and Fedora have, USER/ROLE too.
 func account(user string) string {
 	if i := strings.IndexAny(user, ":/"); i >= 0 {
 		return user[:i]
