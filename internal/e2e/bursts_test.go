@@ -31,7 +31,8 @@ func fleet(t testing.TB, d *host, n int) (servers []*server) {
 	for i := range n {
 		s := newServer(t, authorized)
 		servers = append(servers, s)
-		known = append(known, fmt.Sprintf("host%02d.example %s", i, s.key))
+		s.called(fmt.Sprintf("host%02d.example", i))
+		known = append(known, s.alias+" "+s.key)
 	}
 	d.known(known...)
 	return servers
