@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -184,6 +185,76 @@ func TestThreat_N02_DenialIsForOneHost(t *testing.T) {
 		t.Errorf("the phone was asked: %q", got)
 	}
 	owner.none()
+}
+
+// One that gives up while its prompt is shown leaves its place to the next, and
+// nobody else notices.
+func TestThreat_N02_OneGivesUp(t *testing.T) {
+	t.Parallel()
+	d, _, owner, link := relayed(t)
+	servers := fleet(t, d, 12)
+	logins := atOnce(d, servers)
+	link.fills(8)
+	prompt := owner.next()
+	gone := prompt.target(servers)
+	logins[gone].stop(syscall.SIGKILL)
+	prompt.withdrawn()
+	for range len(servers) - 1 {
+		owner.next().approve()
+	}
+	for i, login := range logins {
+		if exit := login.ended(); (exit == 0) != (i != gone) {
+			t.Errorf("login %d: exit %d, gone is %d\n%s", i, exit, gone, login.output())
+		}
+	}
+	d.serving.logs(map[string]int{"signed": 11, "withdrawn": 1})
+	owner.none()
+}
+
+// One after the other gives up, and none of those whose turn it is then pays for
+// it: not with a phone that still puts the last prompt away.
+func TestThreat_N02_ManyGiveUp(t *testing.T) {
+	t.Parallel()
+	d, p, owner, link := relayed(t)
+	key := parse(t, d.ok("ssh-add", "-L"))
+	clients, answers := make([]client, 40), make(chan error, 40)
+	for i := range clients {
+		c := d.client()
+		clients[i] = c
+		go func() {
+			_, err := c.Sign(key, fileData(fmt.Sprint("file-", i), i))
+			answers <- err
+		}()
+	}
+	link.fills(8)
+	file := regexp.MustCompile(`operation: sign data for "file-(\d+)"`)
+	for n := range clients {
+		prompt := owner.next()
+		m := file.FindStringSubmatch(prompt.prompt)
+		if m == nil {
+			t.Fatalf("a prompt for something else:\n%s", prompt.prompt)
+		}
+		if i, _ := strconv.Atoi(m[1]); n < 30 {
+			clients[i].Close()
+			prompt.withdrawn()
+		} else {
+			prompt.approve()
+		}
+	}
+	failed := 0
+	for range clients {
+		if err := soon(t, "answer", answers); err != nil {
+			failed++
+		}
+	}
+	if failed != 30 {
+		t.Errorf("%d of 40 failed, 30 gave up", failed)
+	}
+	d.serving.logs(map[string]int{"signed": 10, "withdrawn": 30})
+	owner.none()
+	if n := link.gave(); n != 10 {
+		t.Errorf("%d signatures\n%s", n, p.serving.output())
+	}
 }
 
 // apart starts a command as the first of a process group, which ends with the
