@@ -7,6 +7,7 @@ import (
 	"io"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"vmux.app/toolkit/internal/cli"
 	"vmux.app/toolkit/internal/doctor"
@@ -185,16 +186,19 @@ func (p printer) note(w io.Writer, label, text string) {
 	}
 }
 
-// wrap breaks a text at spaces, into lines of at most width characters where words allow it.
+// wrap breaks a text that is longer than width characters at its spaces, into lines that are not, where words allow it.
 func wrap(s string, width int) []string {
+	if utf8.RuneCountInString(s) <= width {
+		return []string{s}
+	}
 	var lines []string
 	line, n := "", 0
-	for _, word := range strings.Split(s, " ") {
-		length := len([]rune(word))
+	for word := range strings.FieldsSeq(s) {
+		length := utf8.RuneCountInString(word)
 		switch {
 		case line == "":
 			line, n = word, length
-		case n+1+length > max(width, 1):
+		case n+1+length > width:
 			lines = append(lines, line)
 			line, n = word, length
 		default:

@@ -322,6 +322,9 @@ func (e *Env) agentMisses(ctx context.Context, all []reached) (Finding, bool) {
 	if e.OS == "darwin" {
 		return Finding{}, false // is local-network's to say
 	}
+	if _, err := e.status(ctx); err != nil {
+		return Finding{}, false // is agent's to say
+	}
 	there, err := e.agentReach(ctx)
 	if err != nil {
 		return Finding{}, false // is agent's to say

@@ -107,6 +107,30 @@ func TestPlistProgram(t *testing.T) {
 	}
 }
 
+// What is installed is understood.
+func TestShippedUnits(t *testing.T) {
+	t.Parallel()
+	read := func(name string) string {
+		t.Helper()
+		b, err := os.ReadFile(filepath.Join("../../cmd/vmux-agent", name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(b)
+	}
+	e := Env{Home: "/home/me", Getenv: func(string) string { return "" }}
+	const program = "@bindir@/vmux-agent"
+	if got := e.unitValue(read("systemd/"+serviceUnit), "ExecStart"); got != program {
+		t.Errorf("service: %q", got)
+	}
+	if got := e.unitValue(read("systemd/"+socketUnit), "ListenStream"); got != "/home/me/.ssh/vmux-agent.sock" {
+		t.Errorf("socket: %q", got)
+	}
+	if got := plistProgram([]byte(read("launchd/" + launchLabel + ".plist"))); got != program {
+		t.Errorf("plist: %q", got)
+	}
+}
+
 func TestLinkError(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {

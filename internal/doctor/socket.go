@@ -112,6 +112,8 @@ func checkLock(ctx context.Context, e *Env) Finding {
 		return ok("left by process %d, which has ended; the next agent takes it over", l.PID)
 	case !l.Held:
 		return ok("free")
+	case serr != nil && l.PID != 0 && l.PID == s.server:
+		return ok("held by process %d, which serves the socket", l.PID)
 	case serr != nil:
 		return e.warning(&LockError{l.Path, l.PID, 0}, "no agent answers, and none can start")
 	case l.PID != s.PID && l.PID != 0:
