@@ -13,6 +13,7 @@ import (
 	"syscall"
 
 	"vmux.app/toolkit/internal/agent"
+	"vmux.app/toolkit/internal/knownhosts"
 	"vmux.app/toolkit/internal/pairing"
 	"vmux.app/toolkit/internal/phone"
 	"vmux.app/toolkit/internal/session"
@@ -152,6 +153,12 @@ func advice() []row {
 		// agent
 		is(agent.ErrNotRunning, ExitNoAgent, "start it in another terminal: vmux-agent"),
 		is(agent.ErrNotServed, ExitNoAgent, "name the socket of a vmux-agent on this computer: --socket PATH"),
+
+		// knownhosts
+		as(ExitUsage, func(*knownhosts.UnknownError) string {
+			return "connect to it once with ssh, or give its fingerprint: --host SHA256:..."
+		}),
+		as(ExitUsage, func(*knownhosts.FingerprintError) string { return "see the fingerprint: ssh-keygen -l -F HOST" }),
 
 		// pairing
 		is(pairing.ErrBadURL, ExitUsage, "give the whole URL that vmux-pair --url prints, in single quotes"),

@@ -121,13 +121,22 @@ func System() (Env, error) {
 	return e, nil
 }
 
-// command runs a command with this process's environment and no input. Its error says why it did not run; an exit
-// status is none.
+// outputTime is what is left for the output of a command that has ended, or was ended: something that it has started
+// may keep it open.
+const outputTime = time.Second
+
+// command runs a command with this process's environment and no input, and returns before ctx's deadline. Its error
+// says why it did not run to its end; an exit status is none.
 func command(ctx context.Context, name string, args ...string) (Output, error) {
+	if deadline, ok := ctx.Deadline(); ok {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithDeadlineCause(ctx, deadline.Add(-outputTime), errTime)
+		defer cancel()
+	}
 	c := exec.CommandContext(ctx, name, args...)
 	out, errs := &limited{}, &limited{}
 	c.Stdout, c.Stderr = out, errs
-	c.WaitDelay = lateTime / 2 // something that it has started may keep its output open
+	c.WaitDelay = outputTime
 	err := c.Run()
 	o := Output{Stdout: out.b.String(), Stderr: errs.b.String()}
 	if c.ProcessState != nil {

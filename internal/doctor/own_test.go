@@ -18,6 +18,7 @@ import (
 	"vmux.app/toolkit/internal/control"
 	"vmux.app/toolkit/internal/doctor"
 	"vmux.app/toolkit/internal/phone"
+	"vmux.app/toolkit/internal/session"
 )
 
 func must(t *testing.T, err error) {
@@ -93,6 +94,12 @@ func TestBrokenAgent(t *testing.T) {
 
 	// Stopped.
 	must(t, r.agent.cmd.Process.Signal(syscall.SIGSTOP))
+	var stopped unix.WaitStatus
+	_, err = unix.Wait4(pid, &stopped, unix.WUNTRACED, nil)
+	must(t, err)
+	if !stopped.Stopped() {
+		t.Fatalf("the agent has not stopped: %v", stopped)
+	}
 	examined(t, r).turns(want{id: "agent", level: fail, found: "does not answer: process " + strconv.Itoa(pid), do: "kill -9 " + strconv.Itoa(pid)})
 	must(t, r.agent.cmd.Process.Signal(syscall.SIGCONT))
 	if got := examined(t, r).examine("agent")["agent"]; got.Level != doctor.OK {
@@ -130,6 +137,14 @@ func TestLockedAgent(t *testing.T) {
 	p := healthy(t)
 	p.status(func(s *control.StatusResult) { s.Locked = true })
 	p.turns(want{id: "agent", level: doctor.Warning, found: "locked", do: "ssh-add -X", because: "key-count"})
+}
+
+// A job's certificate is nobody else's, and no certificate at all is no fault.
+func TestCertificateOfJob(t *testing.T) {
+	t.Parallel()
+	p := healthy(t)
+	p.certificates(func(i *session.Info) { i.Job, i.CA = 1, "SHA256:x" })
+	p.turns(want{id: "certificate", level: doctor.OK, found: "none: each login asks the phone"})
 }
 
 // Somebody else's agent at the socket.

@@ -3,10 +3,13 @@
 package doctor
 
 import (
+	"context"
 	"errors"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -226,7 +229,18 @@ func TestCommand(t *testing.T) {
 	if err != nil || len(o.Stdout) != maxOutput {
 		t.Errorf("%d bytes, %v", len(o.Stdout), err)
 	}
-	if _, err = command(t.Context(), "vmux-none"); err == nil {
-		t.Error("no command")
+	if _, err = command(t.Context(), "vmux-none"); !errors.Is(err, exec.ErrNotFound) {
+		t.Errorf("no command: %v", err)
+	}
+	// A child that stays keeps the output open.
+	ctx, cancel := context.WithTimeout(t.Context(), outputTime+200*time.Millisecond)
+	defer cancel()
+	o, err = command(ctx, "sh", "-c", "sleep 60 & echo $!; exec sleep 60")
+	child, perr := strconv.Atoi(strings.TrimSpace(o.Stdout))
+	if !errors.Is(err, errTime) || perr != nil {
+		t.Fatalf("one that stays: %+v, %v", o, err)
+	}
+	if err := syscall.Kill(child, syscall.SIGKILL); err != nil {
+		t.Error(err)
 	}
 }

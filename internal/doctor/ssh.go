@@ -73,7 +73,7 @@ func checkSSHVersion(ctx context.Context, e *Env) Finding {
 // sshConfig is what ssh's configuration says about the host that is meant, or about any host.
 func (e *Env) sshConfig(ctx context.Context) (map[string][]string, error) {
 	return e.facts.config.get(ctx, e, func(ctx context.Context) (map[string][]string, error) {
-		ctx, cancel := context.WithTimeoutCause(ctx, askTime, errTime)
+		ctx, cancel := context.WithTimeoutCause(ctx, checkTime, errTime)
 		defer cancel()
 		out, err := e.Run(ctx, "ssh", "-G", "--", cmp.Or(e.Host, anyHost))
 		if err != nil {

@@ -10,12 +10,16 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
 	"golang.org/x/crypto/ssh"
+
+	"vmux.app/toolkit/internal/envelope"
+	"vmux.app/toolkit/internal/transport"
 )
 
 // What a person wants of a burst: each login that was approved gets in, also
@@ -31,7 +35,8 @@ func fleet(t testing.TB, d *host, n int) (servers []*server) {
 	for i := range n {
 		s := newServer(t, authorized)
 		servers = append(servers, s)
-		known = append(known, fmt.Sprintf("host%02d.example %s", i, s.key))
+		s.called(fmt.Sprintf("host%02d.example", i))
+		known = append(known, s.alias+" "+s.key)
 	}
 	d.known(known...)
 	return servers
@@ -183,6 +188,76 @@ func TestThreat_N02_DenialIsForOneHost(t *testing.T) {
 		t.Errorf("the phone was asked: %q", got)
 	}
 	owner.none()
+}
+
+// One that gives up while its prompt is shown leaves its place to the next, and
+// nobody else notices.
+func TestThreat_N02_OneGivesUp(t *testing.T) {
+	t.Parallel()
+	d, _, owner, link := relayed(t)
+	servers := fleet(t, d, 12)
+	logins := atOnce(d, servers)
+	link.fills(8)
+	prompt := owner.next()
+	gone := prompt.target(servers)
+	logins[gone].stop(syscall.SIGKILL)
+	prompt.withdrawn()
+	for range len(servers) - 1 {
+		owner.next().approve()
+	}
+	for i, login := range logins {
+		if exit := login.ended(); (exit == 0) != (i != gone) {
+			t.Errorf("login %d: exit %d, gone is %d\n%s", i, exit, gone, login.output())
+		}
+	}
+	d.serving.logs(map[string]int{"signed": 11, "withdrawn": 1})
+	owner.none()
+}
+
+// One after the other gives up, and none of those whose turn it is then pays for
+// it: not with a phone that still puts the last prompt away.
+func TestThreat_N02_ManyGiveUp(t *testing.T) {
+	t.Parallel()
+	d, p, owner, link := relayed(t)
+	key := parse(t, d.ok("ssh-add", "-L"))
+	clients, answers := make([]client, 40), make(chan error, 40)
+	for i := range clients {
+		c := d.client()
+		clients[i] = c
+		go func() {
+			_, err := c.Sign(key, fileData(fmt.Sprint("file-", i), i))
+			answers <- err
+		}()
+	}
+	link.fills(8)
+	file := regexp.MustCompile(`operation: sign data for "file-(\d+)"`)
+	for n := range clients {
+		prompt := owner.next()
+		m := file.FindStringSubmatch(prompt.prompt)
+		if m == nil {
+			t.Fatalf("a prompt for something else:\n%s", prompt.prompt)
+		}
+		if i, _ := strconv.Atoi(m[1]); n < 30 {
+			clients[i].Close()
+			prompt.withdrawn()
+		} else {
+			prompt.approve()
+		}
+	}
+	failed := 0
+	for range clients {
+		if err := soon(t, "answer", answers); err != nil {
+			failed++
+		}
+	}
+	if failed != 30 {
+		t.Errorf("%d of 40 failed, 30 gave up", failed)
+	}
+	d.serving.logs(map[string]int{"signed": 10, "withdrawn": 30})
+	owner.none()
+	if n := link.gave(); n != 10 {
+		t.Errorf("%d signatures\n%s", n, p.serving.output())
+	}
 }
 
 // apart starts a command as the first of a process group, which ends with the
@@ -358,4 +433,76 @@ func TestThreat_N02_DenialIsNotAskedAgain(t *testing.T) {
 		t.Errorf("another session: %v", err)
 	}
 	p.asked("denied", "denied", "signed")
+}
+
+// The phone holds to it by itself: of a device without manners 8 prompts wait,
+// and who asks the same again makes no more of them.
+func TestThreat_N02_PhoneKeepsCount(t *testing.T) {
+	t.Parallel()
+	d, p, _, owner := asking(t)
+	id, err := transport.NewIdentity(d.linkKey())
+	if err != nil {
+		t.Fatal(err)
+	}
+	thief := &raw{t, id}
+	l := thief.open(p) // tells the keys
+	c, err := thief.dial(t.Context(), p.address, transport.ProtoLink)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	send := func(id string, p envelope.Payload) {
+		t.Helper()
+		if err := c.Send(envelope.Envelope{ID: id, Payload: p}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// answers waits until a type of answer has come so often, and gives what came.
+	answers := func(want envelope.Type, n int) (all []envelope.Envelope) {
+		t.Helper()
+		c.SetReadDeadline(time.Now().Add(patience))
+		for n > 0 {
+			e, err := c.Receive()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if e.Payload.Type() == want {
+				n--
+			}
+			if e.Payload.Type() != envelope.TypePending {
+				all = append(all, e)
+			}
+		}
+		return all
+	}
+	answers(envelope.TypeHello, 1)
+	send("", &envelope.Hello{Name: "thief", Software: "test", Capabilities: []string{}, Clock: envelope.At(time.Now())})
+
+	waits := map[string]*envelope.SignRequest{}
+	for range 20 {
+		id := transport.NewID()
+		waits[id] = l.loginRequest(time.Now())
+		send(id, waits[id])
+	}
+	for _, e := range answers(envelope.TypeError, 12) {
+		if refused, ok := e.Payload.(*envelope.Error); !ok || refused.Code != envelope.CodeTooMany {
+			t.Errorf("one of 20 at once: %+v", e.Payload)
+		}
+		delete(waits, e.ID)
+	}
+	p.serving.wait(`level=WARN msg=request device=vm .*outcome=tooMany .*reason="too many prompts of this device are waiting"`)
+	for _, q := range waits {
+		send(transport.NewID(), q)
+	}
+	send(transport.NewID(), &envelope.KeyListRequest{}) // when this is answered, those have arrived
+	if early := answers(envelope.TypeKeyListResponse, 1); len(early) != 1 {
+		t.Errorf("answers before anybody was asked: %+v", early)
+	}
+	for range 8 {
+		owner.next().approve()
+	}
+	if all := answers(envelope.TypeSignResponse, 16); len(all) != 16 {
+		t.Errorf("other answers, too: %+v", all)
+	}
+	owner.none()
 }

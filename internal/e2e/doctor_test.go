@@ -389,6 +389,10 @@ func TestDoctorHost(t *testing.T) {
 	lines = check(2, `^`+host+` refused: session certificate SHA256:\S+, key default`, nil)
 	add(lines, "cert-authority,principals=\""+me.Username+"\"")
 	check(0, `^`+host+` takes the session certificate SHA256:`, nil)
+	// What the configuration says of identities does not matter here, but to identity-agent.
+	d.write("ssh_config", config.String()+"IdentitiesOnly yes\n", 0o600)
+	check(0, `^`+host+` takes the session certificate SHA256:`, nil)
+	d.write("ssh_config", config.String(), 0o600)
 	// The line for TrustedUserCAKeys does it too.
 	s.write("authorized", "")
 	s.write("cas", lines[len(lines)-1]+"\n")

@@ -17,9 +17,11 @@ const module = "vmux.app/toolkit/"
 var imports = map[string][]string{
 	"internal/duration":              {},
 	"internal/envelope":              {},
-	"internal/knownhosts":            {},
+	"internal/fingerprint":           {},
+	"internal/knownhosts":            {"internal/fingerprint", "internal/pattern"},
 	"internal/netnstest":             {},
-	"internal/policy":                {},
+	"internal/pattern":               {},
+	"internal/policy":                {"internal/fingerprint", "internal/pattern"},
 	"internal/process":               {},
 	"internal/ptytest":               {},
 	"internal/safetext":              {},
@@ -36,7 +38,7 @@ var imports = map[string][]string{
 	"internal/transport/lan":         {"internal/transport", "internal/transport/dnssd"},
 	"internal/transport/conformance": {"internal/envelope", "internal/transport"},
 	"internal/control":               {"internal/phone", "internal/session"},
-	"internal/session":               {"internal/process"},
+	"internal/session":               {"internal/fingerprint", "internal/process"},
 	"internal/pairing":               {"internal/envelope", "internal/transport"},
 	"internal/phone":                 {"internal/envelope", "internal/pairing", "internal/store", "internal/transport"},
 	"internal/signer": {"internal/envelope", "internal/pairing", "internal/safetext", "internal/signed", "internal/store",
@@ -45,7 +47,7 @@ var imports = map[string][]string{
 		"internal/process", "internal/safetext", "internal/session", "internal/store", "internal/transport", "internal/transport/dnssd",
 		"internal/transport/lan", "internal/unixsock", "internal/wake", "internal/wake/apns"},
 	// The table of advice knows the errors of all.
-	"internal/cli": {"internal/agent", "internal/doctor", "internal/pairing", "internal/phone", "internal/safetext", "internal/session",
+	"internal/cli": {"internal/agent", "internal/doctor", "internal/knownhosts", "internal/pairing", "internal/phone", "internal/safetext", "internal/session",
 		"internal/signer", "internal/store", "internal/transport", "internal/transport/dnssd", "internal/unixsock", "internal/wake/apns"},
 }
 

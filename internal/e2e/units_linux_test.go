@@ -272,7 +272,7 @@ func TestAgentService(t *testing.T) {
 		if r := d.run("ssh-keygen", "-Y", "sign", "-n", "file", "-f", d.path("key.pub"), d.path("letter")); r.exit == 0 {
 			t.Error("the new policy does not count")
 		}
-		d.configure("")
+		d.configure("# nothing\n")
 		d.own()
 		d.systemctl("reload", "vmux-agent.service")
 		log.wait(1, `msg="configuration read again" rules=0`)

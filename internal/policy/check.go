@@ -3,7 +3,6 @@
 package policy
 
 import (
-	"encoding/base64"
 	"errors"
 	"fmt"
 	"path"
@@ -12,6 +11,8 @@ import (
 	"strings"
 	"unicode"
 	"unicode/utf8"
+
+	"vmux.app/toolkit/internal/fingerprint"
 )
 
 // Bounds of a policy: far above what a person can keep in mind, and low enough that a decision takes no time.
@@ -144,8 +145,8 @@ func check(name, v string) string {
 	case "key", "host":
 		begin, rest, _ := strings.Cut(v, ":")
 		switch {
-		case begin+":" == fingerprintPrefix:
-			if !fingerprint(rest) {
+		case begin+":" == fingerprint.Prefix:
+			if !fingerprint.Valid(v) {
 				return "is no fingerprint: SHA256: and 43 characters"
 			}
 		case rest != "" && (strings.EqualFold(begin, "SHA256") || strings.EqualFold(begin, "MD5")):
@@ -170,12 +171,12 @@ func never(name, v string) (problem, want string) {
 	instead := func(s string) string { return fmt.Sprintf("%s = %q", name, s) }
 	switch name {
 	case "key": // the words of ssh-add -l are bits, fingerprint, comment and type
-		if _, rest, ok := strings.Cut(v, " "+fingerprintPrefix); ok {
+		if _, rest, ok := strings.Cut(v, " "+fingerprint.Prefix); ok {
 			sum, _, _ := strings.Cut(rest, " ")
-			if fingerprint(sum) {
-				return "is a line of ssh-add -l", instead(fingerprintPrefix + sum)
+			if sum = fingerprint.Prefix + sum; fingerprint.Valid(sum) {
+				return "is a line of ssh-add -l", instead(sum)
 			}
-			return "is a line of ssh-add -l", "the fingerprint alone, which begins with " + fingerprintPrefix
+			return "is a line of ssh-add -l", "the fingerprint alone, which begins with " + fingerprint.Prefix
 		}
 	case "host":
 		return neverHost(v, instead)
@@ -201,7 +202,7 @@ func never(name, v string) (problem, want string) {
 // neverHost is about names: ssh writes [NAME]:PORT, NAME where the port is 22, and no dot at the end.
 func neverHost(v string, instead func(string) string) (problem, want string) {
 	switch {
-	case strings.HasPrefix(v, fingerprintPrefix), v == Unverified:
+	case strings.HasPrefix(v, fingerprint.Prefix), v == Unverified:
 		return "", ""
 	case strings.EqualFold(v, Unverified):
 		return "is not in small letters", instead(Unverified)
@@ -251,12 +252,6 @@ const wildcards = "*?"
 func isPort(s string) bool {
 	n, err := strconv.ParseUint(s, 10, 16)
 	return err == nil && n > 0
-}
-
-// fingerprint says whether s is SHA-256 in base64 without padding, bits that do not count being zero.
-func fingerprint(s string) bool {
-	b, err := base64.RawStdEncoding.Strict().DecodeString(s)
-	return err == nil && len(b) == 32
 }
 
 // bounds of what is shown.

@@ -8,6 +8,9 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+
+	"vmux.app/toolkit/internal/fingerprint"
+	"vmux.app/toolkit/internal/pattern"
 )
 
 // Action is what happens to a request. Whatever is not Ask counts as Refuse.
@@ -32,9 +35,6 @@ const (
 	Yes = "yes"
 	No  = "no"
 )
-
-// fingerprintPrefix begins a fingerprint as ssh-keygen -l prints it.
-const fingerprintPrefix = "SHA256:"
 
 // Rule matches a request when each of its fields does; an empty field matches whatever. A field matches
 // when one of its values does. Set checks values, Check a whole rule.
@@ -160,7 +160,7 @@ func (p *Policy) Hosts() []string {
 	}
 	for _, r := range p.Rules {
 		for _, h := range r.Host {
-			if h == Unverified || strings.HasPrefix(h, fingerprintPrefix) || strings.ContainsAny(h, "*?") {
+			if h == Unverified || strings.HasPrefix(h, fingerprint.Prefix) || strings.ContainsAny(h, "*?") {
 				continue
 			}
 			if h = strings.ToLower(h); !slices.Contains(names, h) {
@@ -213,10 +213,10 @@ type request struct {
 	*Facts
 	hasHost, hasExecutable, hasAncestors bool
 
-	fingerprint string
-	names       []string
-	program     string
-	programs    []string
+	hostKey  string
+	names    []string
+	program  string
+	programs []string
 }
 
 // mismatch gives the first of the rule's fields that does not match, those first that cost nothing.
@@ -248,16 +248,16 @@ func either(values []string, is func(string) bool) bool {
 
 func (r *request) isKind(value string) bool {
 	if namespace, ok := strings.CutPrefix(value, SSHSIG+":"); ok {
-		return r.Kind == SSHSIG && match(namespace, r.Namespace, false)
+		return r.Kind == SSHSIG && pattern.Match(namespace, r.Namespace, false)
 	}
 	return value == r.Kind
 }
 
 func (r *request) isKey(value string) bool {
-	if strings.HasPrefix(value, fingerprintPrefix) {
+	if strings.HasPrefix(value, fingerprint.Prefix) {
 		return value == r.Key
 	}
-	return match(value, r.Comment, false)
+	return pattern.Match(value, r.Comment, false)
 }
 
 func (r *request) hasUser() bool { return r.Kind == Login || r.Kind == PAM }
@@ -265,11 +265,11 @@ func (r *request) hasUser() bool { return r.Kind == Login || r.Kind == PAM }
 func (r *request) isUser(value string, action Action) bool {
 	// A server that knows neither styles nor roles may have somebody else by the longer name, so that no rule
 	// that asks for an account is for it.
-	return r.hasUser() && (match(value, r.User, false) || action != Ask && match(value, account(r.User), false))
+	return r.hasUser() && (pattern.Match(value, r.User, false) || action != Ask && pattern.Match(value, account(r.User), false))
 }
 
-// account gives the account that user may stand for: OpenSSH takes USER:STYLE for USER, and with the patch that
-// Debian and Fedora have, USER/ROLE too.
+// account gives the account that user may stand for: OpenSSH takes USER:STYLE for USER, and with the patch for
+// SELinux that Debian and Fedora have, USER/ROLE too.
 func account(user string) string {
 	if i := strings.IndexAny(user, ":/"); i >= 0 {
 		return user[:i]
@@ -282,18 +282,20 @@ func (r *request) isHost(value string) bool {
 		return false
 	}
 	if !r.hasHost && r.Host != nil {
-		r.fingerprint, r.names = r.Host()
+		r.hostKey, r.names = r.Host()
 	}
 	r.hasHost = true
 	switch {
 	case value == Unverified:
-		return r.fingerprint == ""
-	case r.fingerprint == "":
+		return r.hostKey == ""
+	case r.hostKey == "":
 		return false
-	case strings.HasPrefix(value, fingerprintPrefix):
-		return value == r.fingerprint
+	case strings.HasPrefix(value, fingerprint.Prefix):
+		return value == r.hostKey
 	}
-	return slices.ContainsFunc(r.names, func(name string) bool { return match(value, name, true) || match(value, portless(name), true) })
+	return slices.ContainsFunc(r.names, func(name string) bool {
+		return pattern.Match(value, name, true) || pattern.Match(value, portless(name), true)
+	})
 }
 
 // portless gives the name in [name]:port, as known_hosts has it of other ports than 22, so that a rule about a host is not
@@ -330,7 +332,7 @@ func isProgram(value, path string) bool {
 	if path == "" || value == Unknown {
 		return path == "" && value == Unknown
 	}
-	return match(value, path, false)
+	return pattern.Match(value, path, false)
 }
 
 func yesNo(b bool) string {
@@ -369,10 +371,10 @@ func (r *request) why(rule *Rule, f field) string {
 			return "host: " + r.Kind + " has none"
 		}
 		is := Unverified
-		if r.fingerprint != "" {
-			is = r.fingerprint + " without a name"
+		if r.hostKey != "" {
+			is = r.hostKey + " without a name"
 			if len(r.names) > 0 {
-				is = r.fingerprint + " " + list(r.names, maxList)
+				is = r.hostKey + " " + list(r.names, maxList)
 			}
 		}
 		return differs("host", is, rule.Host)
