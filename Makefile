@@ -17,7 +17,7 @@ bashdir = $(DESTDIR)$(PREFIX)/share/bash-completion/completions
 zshdir = $(DESTDIR)$(PREFIX)/share/zsh/site-functions
 fishdir = $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d
 
-.PHONY: all build test check deps fmt fmt-check vet staticcheck tidy lint-man demo threats bench fuzz install uninstall clean
+.PHONY: all build test check check-darwin deps fmt fmt-check vet staticcheck tidy lint-man demo threats bench fuzz install uninstall clean
 .NOTPARALLEL:
 
 all: build
@@ -36,6 +36,10 @@ test: deps
 	$(GO) test -race -shuffle=on $(TESTFLAGS) ./...
 
 check: fmt-check vet staticcheck tidy test lint-man
+
+# What is meant for macOS, on Debian: types, linking, and running against a stand-in for Apple's frameworks.
+check-darwin:
+	@GO='$(GO)' internal/darwintest/check
 
 fmt:
 	gofmt -w .

@@ -15,6 +15,8 @@ const module = "vmux.app/toolkit/"
 // way, from the socket to the phone. What parses bytes from outside, or speaks
 // to the kernel, stands alone.
 var imports = map[string][]string{
+	"internal/cocoa":                 {},
+	"internal/darwintest/typecheck":  {},
 	"internal/duration":              {},
 	"internal/envelope":              {},
 	"internal/knownhosts":            {},
@@ -33,6 +35,7 @@ var imports = map[string][]string{
 	"internal/agent":                 {"internal/policy", "internal/process", "internal/signed", "internal/unixsock"},
 	"internal/transport":             {"internal/envelope"},
 	"internal/transport/mem":         {"internal/transport"},
+	"internal/transport/mpc":         {"internal/cocoa", "internal/transport"},
 	"internal/transport/lan":         {"internal/transport", "internal/transport/dnssd"},
 	"internal/transport/conformance": {"internal/envelope", "internal/transport"},
 	"internal/control":               {"internal/phone", "internal/session"},

@@ -31,6 +31,8 @@ type Candidate struct {
 	// Again is when Race tries it again after a failure; 0 is never. A phone that
 	// restarts at an address that is known announces nothing there.
 	Again time.Duration
+	// Passing says that the address means nothing later: it is not remembered.
+	Passing bool
 }
 
 // Limits of Race. A start is a TCP and TLS handshake: cheap for us, and a rogue

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: BSD-3-Clause */
 /* What darwinkit needs and the GCC Objective-C runtime lacks. Functions no test uses abort(). */
 #import <objc/runtime.h>
 #import <Foundation/Foundation.h>
@@ -36,7 +37,6 @@ void objc_removeAssociatedObjects(id o) {
   for (struct ent **p = &tab; *p;) { struct ent *e = *p; if (e->o == o) { *p = e->next; [e->v release]; free(e); } else p = &e->next; }
   pthread_mutex_unlock(&mu);
 }
-void *_NSConcreteGlobalBlock[32];
 void *dispatch_get_main_queue(void) { NOPE("dispatch"); }
 void *dispatch_get_global_queue(intptr_t i, uintptr_t f) { NOPE("dispatch"); }
 void dispatch_retain(void *o) { NOPE("dispatch"); }
