@@ -15,12 +15,11 @@ import (
 	"vmux.app/toolkit/internal/agent"
 	"vmux.app/toolkit/internal/cli"
 	"vmux.app/toolkit/internal/control"
+	"vmux.app/toolkit/internal/networks"
 	"vmux.app/toolkit/internal/phone"
 	"vmux.app/toolkit/internal/process"
 	"vmux.app/toolkit/internal/session"
 	"vmux.app/toolkit/internal/store"
-	"vmux.app/toolkit/internal/transport"
-	"vmux.app/toolkit/internal/transport/lan"
 	"vmux.app/toolkit/internal/unixsock"
 )
 
@@ -56,7 +55,9 @@ func run(c *cli.Context) error {
 	}
 	defer closeAll(listeners)
 
-	options, err := phone.Prepare(store.Env(os.Getenv), config, "vmux-agent "+cli.Version(), []transport.Network{lan.New(log)}, log)
+	all, closeNetworks := networks.Open(log)
+	defer closeNetworks()
+	options, err := phone.Prepare(store.Env(os.Getenv), config, "vmux-agent "+cli.Version(), all, log)
 	if err != nil {
 		return err
 	}

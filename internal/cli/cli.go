@@ -39,7 +39,9 @@ type (
 // Main runs app as this process and returns its exit status. The first SIGINT, SIGTERM or SIGHUP
 // cancels the command's context, a second one ends the process at once; but see Hangups. A signal that was ignored at start, as
 // nohup and shells do for background jobs, stays ignored.
-func Main(app *App) int {
+func Main(app *App) int { return onMain(func() int { return mainProgram(app) }) }
+
+func mainProgram(app *App) int {
 	ctx, cancel := context.WithCancelCause(context.Background())
 	defer cancel(nil)
 	s := catch(func(sig syscall.Signal) { cancel(&signalError{sig}) })

@@ -13,6 +13,7 @@ import (
 	"syscall"
 
 	"vmux.app/toolkit/internal/agent"
+	"vmux.app/toolkit/internal/networks"
 	"vmux.app/toolkit/internal/pairing"
 	"vmux.app/toolkit/internal/phone"
 	"vmux.app/toolkit/internal/session"
@@ -250,6 +251,7 @@ func advice() []row {
 		}),
 
 		// cli
+		is(networks.ErrNearby, ExitUsage, "leave --nearby out; devices find the signer on the local network"),
 		is(ErrNoTerminal, ExitUsage, "run it in a terminal, or give the answer on the command line; see --help"),
 		is(ErrNoInput, ExitFailed, "type the answer and press Enter"),
 

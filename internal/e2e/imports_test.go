@@ -19,6 +19,7 @@ var imports = map[string][]string{
 	"internal/darwintest/typecheck":  {},
 	"internal/duration":              {},
 	"internal/envelope":              {},
+	"internal/networks":              {"internal/transport", "internal/transport/dnssd", "internal/transport/lan", "internal/transport/mpc"},
 	"internal/knownhosts":            {},
 	"internal/netnstest":             {},
 	"internal/policy":                {},
@@ -45,7 +46,7 @@ var imports = map[string][]string{
 	"internal/signer": {"internal/envelope", "internal/pairing", "internal/safetext", "internal/signed", "internal/store",
 		"internal/transport", "internal/transport/dnssd", "internal/transport/lan", "internal/unixsock"},
 	// The table of advice knows the errors of all.
-	"internal/cli": {"internal/agent", "internal/pairing", "internal/phone", "internal/safetext", "internal/session",
+	"internal/cli": {"internal/agent", "internal/cocoa", "internal/networks", "internal/pairing", "internal/phone", "internal/safetext", "internal/session",
 		"internal/signer", "internal/store", "internal/transport", "internal/unixsock", "internal/wake/apns"},
 }
 

@@ -380,7 +380,10 @@ func (p *Phone) look(a *attempt, within time.Duration) {
 // linked remembers where and what the phone is.
 func (p *Phone) linked(link *transport.Link, at transport.Candidate) {
 	p.remember(func(s *store.Phone) {
-		s.Address, s.Software = at.Address, link.Peer().Software
+		s.Software = link.Peer().Software
+		if !at.Passing {
+			s.Address = at.Address
+		}
 		if at.Instance != "" {
 			s.Instance = at.Instance
 		}

@@ -18,7 +18,7 @@ type Network interface {
 	// Browse reports who claims to be a phone until ctx ends. It calls found from
 	// one goroutine at a time. Without any way to look it returns an error early.
 	Browse(ctx context.Context, found func(Candidate)) error
-	// Dial opens a stream to an address that Browse gave, or that a person typed.
+	// Dial opens a stream to an address that Browse gave, or that a person typed. The error may be ErrAddress.
 	Dial(ctx context.Context, address string) (net.Conn, error)
 }
 
@@ -45,6 +45,9 @@ const (
 	raceSources  = 1024                  // sources whose claims may wait
 	racePerOne   = 8                     // claims of one source that may wait
 )
+
+// ErrAddress says that an address is one of another network.
+var ErrAddress = errors.New("not an address of this network")
 
 // ErrNobody says that no candidate was found, or none of them was the one.
 var ErrNobody = errors.New("no phone answered")

@@ -274,7 +274,7 @@ func (n *Network) Browse(ctx context.Context, found func(transport.Candidate)) e
 func (n *Network) Dial(ctx context.Context, address string) (net.Conn, error) {
 	name, ok := strings.CutPrefix(address, Prefix)
 	if !ok {
-		return nil, ErrAddress
+		return nil, transport.ErrAddress
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, inviteTime, ErrDeclined)
 	defer cancel()

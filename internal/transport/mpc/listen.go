@@ -9,6 +9,7 @@ import "C"
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"net"
 	"sync"
@@ -96,7 +97,11 @@ func (l *listener) Accept() (net.Conn, error) {
 
 func (l *listener) Addr() net.Addr { return addr(l.name) }
 
-func (l *listener) fail(err error) { l.end(err) }
+// fail is the framework's word that it cannot advertise.
+func (l *listener) fail(err error) {
+	l.log.Warn("not advertised to devices nearby", "reason", err)
+	l.end(fmt.Errorf("%w: %w", net.ErrClosed, err))
+}
 
 // Close stops advertising. Connections that were accepted go on.
 func (l *listener) Close() error {

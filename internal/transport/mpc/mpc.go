@@ -35,8 +35,6 @@ const (
 )
 
 var (
-	// ErrAddress says that an address is not one of this transport.
-	ErrAddress = errors.New("not an address of MultipeerConnectivity")
 	// ErrDeclined says that an invited peer declined, did not answer, or went away.
 	ErrDeclined = errors.New("the peer did not take the invitation")
 	// ErrLost says that the peer of a connection is gone.

@@ -79,7 +79,7 @@ func TestDialNobody(t *testing.T) {
 	if _, err := n.Dial(ctx, "mpc:nobody"); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("error %v", err)
 	}
-	if _, err := n.Dial(ctx, "192.0.2.1:22"); !errors.Is(err, ErrAddress) {
+	if _, err := n.Dial(ctx, "192.0.2.1:22"); !errors.Is(err, transport.ErrAddress) {
 		t.Errorf("error %v", err)
 	}
 }
