@@ -17,6 +17,15 @@ bashdir = $(DESTDIR)$(PREFIX)/share/bash-completion/completions
 zshdir = $(DESTDIR)$(PREFIX)/share/zsh/site-functions
 fishdir = $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d
 
+# What cocoa needs of the compiler, and who macOS takes a program for.
+ifeq ($(shell uname -s),Darwin)
+REMEDY = -gcflags=all=-d=variablemakehash=qn
+SIGN = codesign --force --sign - --identifier app.vmux.$${c\#vmux-}
+else
+REMEDY =
+SIGN = :
+endif
+
 .PHONY: all build test check check-darwin deps fmt fmt-check vet staticcheck tidy lint-man demo threats bench fuzz install uninstall clean
 .NOTPARALLEL:
 
@@ -26,7 +35,7 @@ all: build
 # what is not used and takes half of a command's start.
 build:
 	@mkdir -p bin
-	$(GO) build -trimpath -buildvcs=false -tags urfave_cli_no_docs,urfave_cli_no_suggest -ldflags '-X vmux.app/toolkit/internal/cli.version=$(VERSION)' -o bin/ ./cmd/...
+	$(GO) build -trimpath -buildvcs=false $(REMEDY) -tags urfave_cli_no_docs,urfave_cli_no_suggest -ldflags '-X vmux.app/toolkit/internal/cli.version=$(VERSION)' -o bin/ ./cmd/...
 
 # What the tests talk to: real sshd, ip, mandoc, shells.
 deps:
@@ -89,6 +98,7 @@ install: build
 	@set -e; for c in $(COMMANDS); do \
 		echo "$$c"; \
 		install -m 0755 "bin/$$c" '$(bindir)/'; \
+		$(SIGN) "$(bindir)/$$c"; \
 		"bin/$$c" completion bash >"bin/.completion" && install -m 0644 bin/.completion "$(bashdir)/$$c"; \
 		"bin/$$c" completion zsh >"bin/.completion" && install -m 0644 bin/.completion "$(zshdir)/_$$c"; \
 		"bin/$$c" completion fish >"bin/.completion" && install -m 0644 bin/.completion "$(fishdir)/$$c.fish"; \

@@ -23,15 +23,7 @@ const (
 	// Prefix begins every address of this transport; a display name follows.
 	Prefix = "mpc:"
 
-	source = "mpc" // one for all: names cost nothing, and a rogue's must not take the turns of phones on other networks
-
-	maxPeers       = 64               // that are remembered while browsing; a crowded hall has fewer
-	maxEvents      = 256              // that wait to be looked at
-	maxSessions    = 64               // of one listener
-	maxInvitations = 16               // that wait to be looked at
-	maxBacklog     = 16               // connections that wait for Accept
-	inviteTime     = 10 * time.Second // for an invited peer to be connected
-	closeWait      = 500 * time.Millisecond
+	closeWait = 500 * time.Millisecond // for the other end to close too
 )
 
 var (

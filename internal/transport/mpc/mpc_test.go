@@ -10,9 +10,12 @@ import (
 	"errors"
 	"net"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/progrium/darwinkit/objc"
 
 	"vmux.app/toolkit/internal/cocoa"
 	"vmux.app/toolkit/internal/transport"
@@ -69,6 +72,28 @@ func TestConformance(t *testing.T) {
 	if n := live(); n != 0 {
 		t.Errorf("%d objects of the framework were not freed", n)
 	}
+}
+
+// The framework may look at what a method's types are said to be. The stand-in's own delegate has them from the compiler.
+func TestEncodings(t *testing.T) {
+	t.Parallel()
+	newNetwork(t)
+	cocoa.Pool(func() {
+		types := func(class, selector string) (all []string) {
+			s := cocoa.Get(cocoa.Class(class), "instanceMethodSignatureForSelector:", objc.Sel(selector))
+			for i := range cocoa.Number(s, "numberOfArguments") {
+				at := cocoa.Get(s, "getArgumentTypeAtIndex:", i).Ptr()
+				all = append(all, cocoa.Text(cocoa.Class("NSString"), "stringWithUTF8String:", at))
+			}
+			return all
+		}
+		for _, m := range delegateMethods {
+			want, got := types("FakeProtocols", m.Selector), types(delegateClass, m.Selector)
+			if len(want) < 3 || !slices.Equal(want, got) {
+				t.Errorf("%s takes %q, not %q", m.Selector, want, got)
+			}
+		}
+	})
 }
 
 func TestDialNobody(t *testing.T) {

@@ -12,11 +12,23 @@ import "C"
 import (
 	"errors"
 	"sync"
+	"time"
 	"unsafe"
 
 	"github.com/progrium/darwinkit/objc"
 
 	"vmux.app/toolkit/internal/cocoa"
+)
+
+const (
+	source = "mpc" // one for all: names cost nothing, and a rogue's must not take the turns of phones on other networks
+
+	maxPeers       = 64               // that are remembered while browsing; a crowded hall has fewer
+	maxEvents      = 256              // that wait to be looked at
+	maxSessions    = 64               // of one listener
+	maxInvitations = 16               // that wait to be looked at
+	maxBacklog     = 16               // connections that wait for Accept
+	inviteTime     = 10 * time.Second // for an invited peer to be connected
 )
 
 // Values of the framework's enumerations.
@@ -30,20 +42,20 @@ const (
 
 const delegateClass = "VMUXPeerDelegate"
 
-func defineDelegate() {
-	cocoa.Define(delegateClass, []cocoa.Method{
-		{Selector: "session:peer:didChangeState:", Function: C.vmux_mpc_state, Types: "v@:@@q"},
-		{Selector: "session:didReceiveData:fromPeer:", Function: C.vmux_mpc_data, Types: "v@:@@@"},
-		{Selector: "session:didReceiveStream:withName:fromPeer:", Function: C.vmux_mpc_stream, Types: "v@:@@@@"},
-		{Selector: "session:didStartReceivingResourceWithName:fromPeer:withProgress:", Function: C.vmux_mpc_resource, Types: "v@:@@@@"},
-		{Selector: "session:didFinishReceivingResourceWithName:fromPeer:atURL:withError:", Function: C.vmux_mpc_resource_end, Types: "v@:@@@@@"},
-		{Selector: "browser:foundPeer:withDiscoveryInfo:", Function: C.vmux_mpc_found, Types: "v@:@@@"},
-		{Selector: "browser:lostPeer:", Function: C.vmux_mpc_lost, Types: "v@:@@"},
-		{Selector: "browser:didNotStartBrowsingForPeers:", Function: C.vmux_mpc_failed, Types: "v@:@@"},
-		{Selector: "advertiser:didReceiveInvitationFromPeer:withContext:invitationHandler:", Function: C.vmux_mpc_invited, Types: "v@:@@@@?"},
-		{Selector: "advertiser:didNotStartAdvertisingPeer:", Function: C.vmux_mpc_failed, Types: "v@:@@"},
-	})
+var delegateMethods = []cocoa.Method{
+	{Selector: "session:peer:didChangeState:", Function: C.vmux_mpc_state, Types: "v@:@@q"},
+	{Selector: "session:didReceiveData:fromPeer:", Function: C.vmux_mpc_data, Types: "v@:@@@"},
+	{Selector: "session:didReceiveStream:withName:fromPeer:", Function: C.vmux_mpc_stream, Types: "v@:@@@@"},
+	{Selector: "session:didStartReceivingResourceWithName:fromPeer:withProgress:", Function: C.vmux_mpc_resource, Types: "v@:@@@@"},
+	{Selector: "session:didFinishReceivingResourceWithName:fromPeer:atURL:withError:", Function: C.vmux_mpc_resource_end, Types: "v@:@@@@@"},
+	{Selector: "browser:foundPeer:withDiscoveryInfo:", Function: C.vmux_mpc_found, Types: "v@:@@@"},
+	{Selector: "browser:lostPeer:", Function: C.vmux_mpc_lost, Types: "v@:@@"},
+	{Selector: "browser:didNotStartBrowsingForPeers:", Function: C.vmux_mpc_failed, Types: "v@:@@"},
+	{Selector: "advertiser:didReceiveInvitationFromPeer:withContext:invitationHandler:", Function: C.vmux_mpc_invited, Types: "v@:@@@@?"},
+	{Selector: "advertiser:didNotStartAdvertisingPeer:", Function: C.vmux_mpc_failed, Types: "v@:@@"},
 }
+
+func defineDelegate() { cocoa.Define(delegateClass, delegateMethods) }
 
 // delegates has what each delegate object reports to, by its address: a *peerSession, a *browser or a *listener. The framework does
 // not retain delegates.
