@@ -201,12 +201,11 @@ func inherited(c *Context, flag string) (string, bool) {
 // OpenState returns the store of this user's state and what is in it. A damaged state that was set aside is
 // said and replaced by an empty one; this is no error.
 func OpenState(c *Context) (*store.Store, store.State, error) {
-	path, err := store.Env(os.Getenv).StateFile()
+	t := From(c)
+	s, err := store.Open(store.Env(os.Getenv), t.Logger())
 	if err != nil {
 		return nil, store.State{}, err
 	}
-	t := From(c)
-	s := store.New(path, t.Logger())
 	st, err := s.Load()
 	if d, ok := errors.AsType[*store.DamagedError](err); ok && d.SetAside != "" {
 		t.Error(err)

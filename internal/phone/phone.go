@@ -96,7 +96,7 @@ func Prepare(env store.Env, config store.Config, software string, networks []tra
 	if err != nil {
 		return Options{}, err
 	}
-	stateFile, err := env.StateFile()
+	state, err := store.Open(env, log)
 	if err != nil {
 		return Options{}, err
 	}
@@ -109,7 +109,7 @@ func Prepare(env store.Env, config store.Config, software string, networks []tra
 		return Options{}, err
 	}
 	return Options{Identity: id, Name: config.Name, Software: software, Networks: networks,
-		Store: store.New(stateFile, log), Deadline: config.Deadline, Log: log}, nil
+		Store: state, Deadline: config.Deadline, Log: log}, nil
 }
 
 // Phone is one paired phone. Its methods may be called at the same time.
