@@ -26,7 +26,7 @@ REMEDY =
 SIGN = :
 endif
 
-.PHONY: all build test check check-darwin deps fmt fmt-check vet staticcheck tidy lint-man demo threats bench fuzz install uninstall clean
+.PHONY: all build test check check-darwin check-darwin-long deps fmt fmt-check vet staticcheck tidy lint-man demo threats bench fuzz install uninstall clean
 .NOTPARALLEL:
 
 all: build
@@ -49,6 +49,11 @@ check: fmt-check vet staticcheck tidy test lint-man
 # What is meant for macOS, on Debian: types, linking, and running against a stand-in for Apple's frameworks.
 check-darwin:
 	@GO='$(GO)' internal/darwintest/check
+
+# The longer proofs of the same: ten million calls to Objective-C, and faults planted into a copy, which the tests must catch.
+check-darwin-long:
+	@GO='$(GO)' internal/darwintest/check calls
+	@GO='$(GO)' internal/darwintest/faults
 
 fmt:
 	gofmt -w .

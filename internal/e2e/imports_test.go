@@ -22,6 +22,7 @@ var imports = map[string][]string{
 	"internal/networks":              {"internal/transport", "internal/transport/dnssd", "internal/transport/lan", "internal/transport/mpc"},
 	"internal/knownhosts":            {},
 	"internal/netnstest":             {},
+	"internal/oslog":                 {},
 	"internal/policy":                {},
 	"internal/process":               {},
 	"internal/ptytest":               {},
