@@ -52,6 +52,23 @@ var imports = map[string][]string{
 		"internal/signer", "internal/store", "internal/transport", "internal/unixsock", "internal/wake/apns"},
 }
 
+// What is for macOS is in no program for another system.
+func TestNothingOfMacOSElsewhere(t *testing.T) {
+	t.Parallel()
+	c := exec.Command("go", "list", "-deps", "../../cmd/...")
+	c.Env = append(c.Environ(), "GOOS=linux")
+	out, err := c.Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range strings.Fields(string(out)) {
+		switch name := strings.TrimPrefix(p, module); {
+		case strings.Contains(p, "darwinkit"), name == "internal/cocoa", name == "internal/userdefaults", name == "internal/transport/mpc":
+			t.Errorf("%s is in a program for Linux", p)
+		}
+	}
+}
+
 // The direction of imports is part of the design: the agent never knows the
 // phone, and only commands know cli.
 func TestImports(t *testing.T) {
