@@ -10,12 +10,20 @@ STATICCHECK ?= $(GO) run honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
 COMMANDS = $(notdir $(wildcard cmd/*))
 MANUALS = $(wildcard man/*.[1-9])
+UNITS = $(wildcard cmd/*/systemd/*)
+LABEL = app.vmux.agent
+SYSTEM := $(shell uname -s)
+out = bin
 
 bindir = $(DESTDIR)$(PREFIX)/bin
 mandir = $(DESTDIR)$(PREFIX)/share/man
 bashdir = $(DESTDIR)$(PREFIX)/share/bash-completion/completions
 zshdir = $(DESTDIR)$(PREFIX)/share/zsh/site-functions
 fishdir = $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d
+# systemd looks for users' units in lib below /usr and /usr/local, but in share below ~/.local.
+unitdir = $(PREFIX)/$(if $(filter $(HOME)/.local,$(PREFIX)),share,lib)/systemd/user
+# launchd does not look here: what is in /Library/LaunchAgents would start for every user.
+launchdir = $(PREFIX)/share/vmux
 
 # What cocoa needs of the compiler, and who macOS takes a program for.
 ifeq ($(shell uname -s),Darwin)
@@ -26,7 +34,8 @@ REMEDY =
 SIGN = :
 endif
 
-.PHONY: all build test check check-darwin check-darwin-long deps fmt fmt-check vet staticcheck tidy lint-man demo threats bench fuzz install uninstall clean
+.PHONY: all build test check check-darwin check-darwin-long deps fmt fmt-check vet staticcheck tidy lint-man demo threats bench fuzz clean \
+	install uninstall install-user uninstall-user prefix
 .NOTPARALLEL:
 
 all: build
@@ -34,8 +43,8 @@ all: build
 # The version comes from above instead of git, which refuses to look into somebody else's checkout. The tags leave out
 # what is not used and takes half of a command's start.
 build:
-	@mkdir -p bin
-	$(GO) build -trimpath -buildvcs=false $(REMEDY) -tags urfave_cli_no_docs,urfave_cli_no_suggest -ldflags '-X vmux.app/toolkit/internal/cli.version=$(VERSION)' -o bin/ ./cmd/...
+	@mkdir -p '$(out)'
+	$(GO) build -trimpath -buildvcs=false $(REMEDY) -tags urfave_cli_no_docs,urfave_cli_no_suggest -ldflags '-X vmux.app/toolkit/internal/cli.version=$(VERSION)' -o '$(out)/' ./cmd/...
 
 # What the tests talk to: real sshd, ip, mandoc, shells.
 deps:
@@ -98,28 +107,55 @@ fuzz:
 		$(GO) test -run '^$$' -fuzz "^$$name\$$" -fuzztime $(FUZZTIME) "$$dir"; \
 	done
 
-install: build
+# The path of the programs is written into units, where other characters would mean something.
+prefix:
+	@case '$(PREFIX)' in \
+	*[!A-Za-z0-9/._+@~\ -]*) why='has a character that a unit cannot have';; \
+	/*) exit 0;; \
+	*) why='does not begin with /';; \
+	esac; printf '%s\n' 'error: PREFIX=$(PREFIX) '"$$why" 'hint: make $(firstword $(MAKECMDGOALS)) PREFIX=/usr/local' >&2; exit 1
+
+install: prefix build
 	install -d '$(bindir)' '$(bashdir)' '$(zshdir)' '$(fishdir)'
-	@set -e; for c in $(COMMANDS); do \
+	@set -e; tmp=$$(mktemp); trap 'rm -f "$$tmp"' EXIT; \
+	for c in $(COMMANDS); do \
 		echo "$$c"; \
-		install -m 0755 "bin/$$c" '$(bindir)/'; \
+		install -m 0755 "$(out)/$$c" '$(bindir)/'; \
 		$(SIGN) "$(bindir)/$$c"; \
-		"bin/$$c" completion bash >"bin/.completion" && install -m 0644 bin/.completion "$(bashdir)/$$c"; \
-		"bin/$$c" completion zsh >"bin/.completion" && install -m 0644 bin/.completion "$(zshdir)/_$$c"; \
-		"bin/$$c" completion fish >"bin/.completion" && install -m 0644 bin/.completion "$(fishdir)/$$c.fish"; \
-		rm -f bin/.completion; \
+		"$(out)/$$c" completion bash >"$$tmp" && install -m 0644 "$$tmp" "$(bashdir)/$$c"; \
+		"$(out)/$$c" completion zsh >"$$tmp" && install -m 0644 "$$tmp" "$(zshdir)/_$$c"; \
+		"$(out)/$$c" completion fish >"$$tmp" && install -m 0644 "$$tmp" "$(fishdir)/$$c.fish"; \
 	done; \
 	for m in $(MANUALS); do \
 		section=$${m##*.}; \
 		install -d "$(mandir)/man$$section"; \
 		install -m 0644 "$$m" "$(mandir)/man$$section/"; \
-	done
+	done; \
+	unit() { \
+		echo "$${1##*/}"; \
+		sed 's|@bindir@|$(PREFIX)/bin|' "$$1" >"$$tmp"; \
+		install -d "$(DESTDIR)$$2"; \
+		install -m 0644 "$$tmp" "$(DESTDIR)$$2/$${1##*/}"; \
+	}; \
+	case '$(SYSTEM)' in \
+	Darwin) unit cmd/vmux-agent/launchd/$(LABEL).plist '$(launchdir)';; \
+	*) for u in $(UNITS); do unit "$$u" '$(unitdir)'; done;; \
+	esac
 
-uninstall:
+uninstall: prefix
 	@set -e; for c in $(COMMANDS); do \
 		rm -f "$(bindir)/$$c" "$(bashdir)/$$c" "$(zshdir)/_$$c" "$(fishdir)/$$c.fish"; \
 	done; \
-	for m in $(MANUALS); do rm -f "$(mandir)/man$${m##*.}/$${m##*/}"; done
+	for m in $(MANUALS); do rm -f "$(mandir)/man$${m##*.}/$${m##*/}"; done; \
+	for u in $(UNITS); do rm -f "$(DESTDIR)$(unitdir)/$${u##*/}"; done; \
+	rm -f '$(DESTDIR)$(launchdir)/$(LABEL).plist'
+
+# What was installed serves the socket of the user who calls this, from now on and at each login.
+install-user: prefix
+	@SYSTEM='$(SYSTEM)' LABEL='$(LABEL)' BINDIR='$(PREFIX)/bin' UNITDIR='$(unitdir)' LAUNCHDIR='$(launchdir)' DESTDIR='$(DESTDIR)' sh cmd/vmux-agent/service.sh enable
+
+uninstall-user: prefix
+	@SYSTEM='$(SYSTEM)' LABEL='$(LABEL)' BINDIR='$(PREFIX)/bin' UNITDIR='$(unitdir)' LAUNCHDIR='$(launchdir)' DESTDIR='$(DESTDIR)' sh cmd/vmux-agent/service.sh disable
 
 clean:
 	rm -rf bin

@@ -30,8 +30,8 @@ func app() *cli.App {
 		Name:  "vmux-agent",
 		Usage: "serve the SSH agent protocol with keys that are on a phone",
 		Description: "Serves ~/.ssh/vmux-agent.sock in the foreground until SIGINT or SIGTERM, and reads vmux.toml again at SIGHUP.\n" +
-			"   Point ssh to it:\n" +
-			"   export SSH_AUTH_SOCK=~/.ssh/vmux-agent.sock",
+			"Point ssh to it:\n" +
+			"export SSH_AUTH_SOCK=~/.ssh/vmux-agent.sock",
 		Flags:    []cli.Flag{cli.SocketFlag(), cli.ConfigFlag(), cli.LogLevelFlag(), cli.DeadlineFlag()},
 		Action:   run,
 		Commands: []*cli.Command{policyCommand()},
@@ -43,7 +43,12 @@ func run(c *cli.Context) error {
 	if err := process.Harden(); err != nil {
 		return fmt.Errorf("this process cannot be protected from others of the same user: %w", err)
 	}
-	settings, err := newSettings(c.Bool("quiet"), func() (store.Config, error) { return cli.LoadConfig(c) })
+	hangups := cli.Hangups(c)
+	file, _, err := cli.ConfigPath(c)
+	if err != nil {
+		return err
+	}
+	settings, err := newSettings(c.Bool("quiet"), file, func() (store.Config, error) { return cli.LoadConfig(c) })
 	if err != nil {
 		return err
 	}
@@ -97,8 +102,11 @@ func run(c *cli.Context) error {
 	extensions[control.Status] = func(context.Context, agent.Peer, []byte) (any, error) {
 		return control.StatusResult{Version: cli.Version(), PID: os.Getpid(), Started: started.UTC().Truncate(time.Second),
 			Locked: server.Locked(), Connections: server.Connections(), Certificates: len(sessions.Current()), Phones: phones.Status(),
-			Configuration: settings.status()}, nil
+			Configuration: settings.status(), Executable: self,
+			Device:     control.Device{Name: options.Name, Pin: options.Identity.Pin().String()},
+			Protection: protection(), Log: logging(c.App.ErrWriter, settings.level.Level())}, nil
 	}
+	extensions[control.Reach] = func(ctx context.Context, _ agent.Peer, _ []byte) (any, error) { return phones.Reach(ctx), nil }
 	keys := &signer{sessions: sessions, phones: phones}
 	server = agent.New(agent.Options{
 		Signer:         keys,
@@ -115,7 +123,6 @@ func run(c *cli.Context) error {
 			t.Result(map[string]any{"event": "serving", "socket": l.Addr().String(), "pid": os.Getpid()}, nil)
 		}
 	}
-	hangups := cli.Hangups(c)
 	ctx, cancel := context.WithCancel(c.Context)
 	var reloads sync.WaitGroup
 	reloads.Go(func() {

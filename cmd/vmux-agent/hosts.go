@@ -37,6 +37,8 @@ const (
 	maxConfigFiles = 64
 	maxConfigSize  = 1 << 20
 	maxIncludes    = 16
+	// maxKnownHosts bounds the known_hosts files that are named in either.
+	maxKnownHosts = 16
 )
 
 // hosts tells names of host keys. The zero value uses the user's own files and
@@ -47,8 +49,9 @@ type hosts struct {
 }
 
 // names gives the names that known_hosts has for a host key, at most 256, the
-// likeliest first. Hashed names are told when they are among also, what peer's
-// command line mentions, or what ssh's configuration does.
+// likeliest first. Hashed names, and those that a pattern there is for, are told
+// when they are among also, what peer's command line mentions, or what ssh's
+// configuration does.
 func (h *hosts) names(hostKey []byte, peer agent.Peer, also []string) []string {
 	key, err := ssh.ParsePublicKey(hostKey)
 	if err != nil {
@@ -59,29 +62,40 @@ func (h *hosts) names(hostKey []byte, peer agent.Peer, also []string) []string {
 }
 
 func (h *hosts) known(key ssh.PublicKey, args, also []string) []string {
-	home := h.home
-	if home == "" {
-		home = os.Getenv("HOME")
-	}
-	names := knownhosts.Names(knownhosts.Files(home), key, h.candidates(home, args, also))
+	candidates, files := h.candidates(args, also)
+	names := knownhosts.Names(files, key, candidates)
 	for i, n := range names {
 		names[i] = fit(n, envelope.MaxText)
 	}
 	return names
 }
 
-// candidates are for hashed entries. What the caller wants to know comes first,
-// so that no command line can crowd it out.
-func (h *hosts) candidates(home string, args, also []string) knownhosts.Candidates {
-	system := h.system
+// files gives the known_hosts files that are used when no command line names
+// others.
+func (h *hosts) files() []string {
+	_, files := h.candidates(nil, nil)
+	return files
+}
+
+// candidates are names that known_hosts may mean, and the files to look into. What
+// the caller wants to know comes first, so that no command line can crowd it out.
+func (h *hosts) candidates(args, also []string) (knownhosts.Candidates, []string) {
+	home, system := h.home, h.system
+	if home == "" {
+		home = os.Getenv("HOME")
+	}
 	if system == "" {
 		system = "/etc/ssh"
 	}
 	var typed mentions
 	typed.arguments(args)
+	configs := typed.options(args, home)
 	configured := mentions{left: maxConfigSize}
 	if home != "" {
 		own := filepath.Join(home, ".ssh")
+		for _, path := range configs {
+			configured.file(path, own, home, 0)
+		}
 		configured.file(filepath.Join(own, "config"), own, home, 0)
 	}
 	configured.file(filepath.Join(system, "ssh_config"), system, home, 0)
@@ -93,7 +107,14 @@ func (h *hosts) candidates(home string, args, also []string) knownhosts.Candidat
 		}
 	}
 	c.Names = append(c.Names, configured.names...)
-	return c
+
+	files := knownhosts.Files(home)
+	for _, f := range append(typed.knownHosts, configured.knownHosts...) {
+		if !slices.Contains(files, f) && len(files) < len(knownhosts.Files(home))+maxKnownHosts {
+			files = append(files, f)
+		}
+	}
+	return c, files
 }
 
 // mentions are what may be names and ports of hosts, in the order of their
@@ -102,6 +123,8 @@ type mentions struct {
 	names    []string
 	ports    []uint16
 	patterns []string // names with %h for the one that was typed
+
+	knownHosts []string // files
 
 	files, left int // read, and bytes that may be read
 }
@@ -123,6 +146,49 @@ func (m *mentions) arguments(args []string) {
 			m.word(word)
 		}
 	}
+}
+
+// options takes the files that a command line names: -o UserKnownHostsFile=x, -F x.
+// It gives those of ssh's configuration.
+func (m *mentions) options(args []string, home string) (configs []string) {
+	for i, arg := range args[:min(len(args), maxWords)] {
+		if i == 0 {
+			continue
+		}
+		value, ok := strings.CutPrefix(arg, "-F")
+		if ok && value == "" && i+1 < len(args) {
+			value = args[i+1]
+		}
+		if path := expand(value, home); ok && path != "" && len(configs) < maxConfigFiles {
+			configs = append(configs, path)
+		}
+		m.knownHostsFiles(configWords(strings.TrimPrefix(arg, "-o")), home)
+	}
+	return configs
+}
+
+// knownHostsFiles takes the files of an option that names some.
+func (m *mentions) knownHostsFiles(option []string, home string) {
+	if len(option) < 2 || !strings.EqualFold(option[0], "UserKnownHostsFile") && !strings.EqualFold(option[0], "GlobalKnownHostsFile") {
+		return
+	}
+	for _, word := range option[1:] {
+		if path := expand(word, home); path != "" && len(m.knownHosts) < maxKnownHosts && !slices.Contains(m.knownHosts, path) {
+			m.knownHosts = append(m.knownHosts, path)
+		}
+	}
+}
+
+// expand gives the absolute path that ssh makes of one with ~/, %d or %%, "" for
+// others: what they are relative to, or made of, is the client's.
+func expand(path, home string) string {
+	if rest, ok := strings.CutPrefix(path, "~/"); ok {
+		path = "%d/" + rest
+	}
+	if path = strings.NewReplacer("%%", "%", "%d", home, "%", "\x00", "${", "\x00").Replace(path); !filepath.IsAbs(path) || strings.Contains(path, "\x00") {
+		return ""
+	}
+	return filepath.Clean(path)
 }
 
 // word takes [USER@]HOST[:PORT], [USER@][ADDRESS]:PORT, ssh://[USER@]HOST[:PORT][/PATH],
@@ -185,6 +251,7 @@ func (m *mentions) file(path, dir, home string, depth int) {
 		if len(words) < 2 {
 			continue
 		}
+		m.knownHostsFiles(words, home)
 		for _, word := range words[1:] {
 			switch strings.ToLower(words[0]) {
 			case "host", "match":

@@ -127,7 +127,7 @@ func TestMentionedByConfiguration(t *testing.T) {
 	c.write("etc/ssh_config", "Host system", "Include more", "Port 22")
 	c.write("etc/more", "Host system-more", "HostName %%h.more")
 
-	got := c.candidates(c.home, []string{"ssh", "me@Typed", "db"}, []string{"wanted", "[wanted]:7"})
+	got, _ := c.candidates([]string{"ssh", "me@Typed", "db"}, []string{"wanted", "[wanted]:7"})
 	if want := []string{"wanted", "[wanted]:7", "Typed", "db",
 		"Typed.internal", "db.internal", "Typed.a.example", "db.a.example", "Typed.b.example", "db.b.example"}; !slices.Equal(got.Names[:len(want)], want) {
 		t.Errorf("first %q", got.Names[:len(want)])
@@ -250,6 +250,54 @@ func TestNames(t *testing.T) {
 		if got := c.names(blob, agent.Peer{}, []string{"deploy"}); got != nil {
 			t.Errorf("%q has names: %q", blob, got)
 		}
+	}
+}
+
+// The files are those that ssh reads, and those that the command line or ssh's configuration names.
+func TestKnownHostsFiles(t *testing.T) {
+	t.Parallel()
+	c := newComputer(t)
+	own := func(name string) string { return filepath.Join(c.home, ".ssh", name) }
+	c.write("config", "UserKnownHostsFile ~/.ssh/a \"%d/.ssh/b c\" none relative ~other/x /%h /${HOME}/x", "Include more", "Host *", "globalknownhostsfile=/g%%1 /g/../g2", "KnownHostsCommand /bin/x")
+	c.write("more", "UserKnownHostsFile ~/.ssh/a ~/.ssh/known_hosts")
+	c.write("own", "UserKnownHostsFile ~/.ssh/own_hosts")
+	for _, test := range []struct {
+		args string // separated by |
+		want []string
+	}{
+		{"", nil},
+		{"ssh|-o|UserKnownHostsFile=/typed /typed2|-oGlobalKnownHostsFile /typed3|-o|UserKnownHostsFile=none|x", []string{"/typed", "/typed2", "/typed3"}},
+		{"ssh|-F|" + own("own") + "|x", []string{own("own_hosts")}},
+		{"ssh|-F" + own("own") + "|x", []string{own("own_hosts")}},
+		{"ssh|-F|none|x|-F", nil},
+		{"UserKnownHostsFile=/no", nil},
+	} {
+		var args []string
+		if test.args != "" {
+			args = strings.Split(test.args, "|")
+		}
+		want := slices.Concat([]string{own("known_hosts"), own("known_hosts2"), "/etc/ssh/ssh_known_hosts", "/etc/ssh/ssh_known_hosts2"},
+			test.want, []string{own("a"), own("b c"), "/g%1", "/g2"})
+		if _, got := c.candidates(args, nil); !slices.Equal(got, want) {
+			t.Errorf("%q: %q, want %q", test.args, got, want)
+		}
+	}
+	args := []string{"ssh"}
+	for i := range 3 * maxKnownHosts {
+		args = append(args, fmt.Sprintf("-oUserKnownHostsFile=/f%d", i))
+	}
+	if _, got := c.candidates(args, nil); len(got) != 4+maxKnownHosts {
+		t.Errorf("%d files", len(got))
+	}
+
+	// A name that only such a file has.
+	key, line := hostKey(t)
+	c.write("named", "deploy "+line, "*.example.org "+line)
+	if got, want := c.known(key, []string{"ssh", "-oUserKnownHostsFile=" + own("named"), "me@web.example.org"}, nil), []string{"web.example.org", "deploy"}; !slices.Equal(got, want) {
+		t.Errorf("%q, want %q", got, want)
+	}
+	if got := c.known(key, []string{"ssh", "me@web.example.org"}, nil); got != nil {
+		t.Errorf("%q without the file", got)
 	}
 }
 

@@ -3,10 +3,11 @@
 package main
 
 import (
-	"bytes"
+	"errors"
 	"fmt"
 	"io"
-	"os"
+	"io/fs"
+	"path/filepath"
 	"slices"
 	"strings"
 	"text/tabwriter"
@@ -14,17 +15,15 @@ import (
 	"golang.org/x/crypto/ssh"
 
 	"vmux.app/toolkit/internal/cli"
+	"vmux.app/toolkit/internal/fingerprint"
 	"vmux.app/toolkit/internal/knownhosts"
 	"vmux.app/toolkit/internal/policy"
+	"vmux.app/toolkit/internal/process"
 	"vmux.app/toolkit/internal/safetext"
 )
 
-const (
-	// maxPolicyLine bounds a line about a rule, which may have several lists of paths.
-	maxPolicyLine = 4000
-	// maxKnownHosts bounds what is read of a known_hosts file, as internal/knownhosts does.
-	maxKnownHosts = 16 << 20
-)
+// maxPolicyLine bounds a line about a rule, which may have several lists of paths.
+const maxPolicyLine = 4000
 
 func policyCommand() *cli.Command {
 	return &cli.Command{
@@ -54,6 +53,13 @@ func showPolicy(c *cli.Context) error {
 	p := &config.Policy
 	if !slices.ContainsFunc([]string{"kind", "key", "host", "user", "executable", "ancestor", "forwarded"}, c.IsSet) {
 		cli.From(c).Result(policyObjectOf(p), func(w io.Writer) { writePolicy(w, p) })
+		for i, r := range p.Rules {
+			for _, path := range slices.Concat(r.Executable, r.Ancestor) {
+				if problem := unlike(path); problem != "" {
+					cli.From(c).Warnf("%s: %s %s", ruleName(i+1, r.Line), path, problem)
+				}
+			}
+		}
 		return nil
 	}
 	described, err := describe(c, p)
@@ -75,6 +81,21 @@ func showPolicy(c *cli.Context) error {
 		cli.From(c).Result(a.object(), func(w io.Writer) { a.write(w, len(answers) > 1) })
 	}
 	return nil
+}
+
+// unlike says why no program that runs has a path that is no pattern, "" if one may.
+func unlike(path string) string {
+	if path == policy.Unknown || strings.ContainsAny(path, "*?") {
+		return ""
+	}
+	real, err := filepath.EvalSymlinks(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return "does not exist"
+	case err == nil && real != path:
+		return "is a symbolic link, or below one: programs there have the path " + real
+	}
+	return ""
 }
 
 // ruleObject is a rule in JSON.
@@ -262,7 +283,7 @@ func programOf(flag, path string) (string, error) {
 		return "", &cli.UsageError{Problem: fmt.Sprintf("--%s: %q is no absolute path", flag, path),
 			Hint: fmt.Sprintf("write it as the log has it, as in --%s /usr/bin/ssh", flag)}
 	}
-	return path, nil
+	return process.Undeleted(path), nil
 }
 
 // withKey adds fingerprint and comment. Of a key that a phone has listed one is enough.
@@ -271,9 +292,9 @@ func (d described) withKey(c *cli.Context) ([]described, error) {
 	if key == "" {
 		return []described{d}, nil
 	}
-	isFingerprint := strings.HasPrefix(key, "SHA256:")
-	if err := new(policy.Rule).Set("key", []string{key}); isFingerprint && err != nil {
-		return nil, &cli.UsageError{Problem: fmt.Sprintf("--%v", err), Hint: "see the keys: ssh-add -l"}
+	isFingerprint := strings.HasPrefix(key, fingerprint.Prefix)
+	if isFingerprint && !fingerprint.Valid(key) {
+		return nil, &cli.UsageError{Problem: fmt.Sprintf("--key: %q is no fingerprint: SHA256: and 43 characters", key), Hint: "see the keys: ssh-add -l"}
 	}
 	_, state, err := cli.OpenState(c)
 	if err != nil {
@@ -305,40 +326,18 @@ func (d described) withHost(name string, p *policy.Policy) ([]described, error) 
 	if name == "" || name == policy.Unverified {
 		return []described{d}, nil
 	}
-	files := knownhosts.Files(os.Getenv("HOME"))
-	var keys []ssh.PublicKey
-	var err error
-	if strings.HasPrefix(name, "SHA256:") {
-		if err := new(policy.Rule).Set("host", []string{name}); err != nil {
-			return nil, &cli.UsageError{Problem: fmt.Sprintf("--%v", err), Hint: "see the fingerprint: ssh-keygen -l -F HOST"}
-		}
-		if keys = keysWith(files, name); len(keys) == 0 {
-			d.hostKey = name // that of a host without a name
-			return []described{d}, nil
-		}
-	} else if keys, err = knownhosts.Keys(files, name); err != nil {
-		return nil, cli.Fail(cli.ExitUsage, "mend the file, or give the host's fingerprint: --host SHA256:...", err)
-	}
-	if len(keys) == 0 {
-		return nil, cli.Fail(cli.ExitUsage, "connect to it once with ssh, or give its fingerprint: --host SHA256:...",
-			fmt.Errorf("--host: %q is not in known_hosts", name))
+	h := new(hosts)
+	keys, err := knownhosts.Lookup(h.files(), name)
+	if err != nil {
+		return nil, fmt.Errorf("--host: %w", err)
 	}
 	var all []described
 	for _, k := range keys {
-		d.hostKey, d.hostNames = ssh.FingerprintSHA256(k), new(hosts).known(k, []string{"ssh", name}, p.Hosts())
+		d.hostKey, d.hostNames = k.Fingerprint, nil
+		if k.Key != nil { // else that of a host without a name
+			d.hostNames = h.known(k.Key, []string{"ssh", name}, p.Hosts())
+		}
 		all = append(all, d)
 	}
 	return all, nil
-}
-
-// keysWith gives the key with a fingerprint, if one of the files has it.
-func keysWith(files []string, fingerprint string) []ssh.PublicKey {
-	for _, file := range files {
-		for line := range bytes.Lines(readFile(file, maxKnownHosts)) {
-			if _, _, key, _, _, err := ssh.ParseKnownHosts(line); err == nil && ssh.FingerprintSHA256(key) == fingerprint {
-				return []ssh.PublicKey{key}
-			}
-		}
-	}
-	return nil
 }

@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -221,7 +222,7 @@ func TestPolicyCommandErrors(t *testing.T) {
 	}{
 		{[]string{"--host", "new.example.org"}, `--host: "new.example.org" is not in known_hosts`, "connect to it once with ssh"},
 		{[]string{"--host", "db.example.org"}, "is not in known_hosts", ""}, // which is there on another port
-		{[]string{"--host", "SHA256:abc"}, `--host "SHA256:abc" is no fingerprint`, "ssh-keygen -l -F HOST"},
+		{[]string{"--host", "SHA256:abc"}, `--host: "SHA256:abc" is no fingerprint`, "ssh-keygen -l -F HOST"},
 		{[]string{"--host", "web.example.org", "--kind", "sshsig:git"}, "--host: a request of kind sshsig has none", "leave --host out"},
 		{[]string{"--user", "root", "--kind", "opaque"}, "--user: a request of kind opaque has none", "leave --user out"},
 		{[]string{"--kind", "sshsig"}, "an sshsig has a namespace", "--kind sshsig:git"},
@@ -242,10 +243,61 @@ func TestPolicyCommandErrors(t *testing.T) {
 			t.Errorf("%q: exit %d\n%s%s", c.args, exit, stdout, stderr)
 		}
 	}
-	if err := os.WriteFile(filepath.Join(filepath.Dir(config), "..", "..", ".ssh", "known_hosts"), []byte("a b c\n"), 0o600); err != nil {
+}
+
+// As ssh, it passes over a malformed line, and writes names in small letters. It looks into the files that ssh's
+// configuration names, and through patterns.
+func TestPolicyCommandKnownHosts(t *testing.T) {
+	config := policyHome(t)
+	own := filepath.Join(filepath.Dir(config), "..", "..", ".ssh")
+	lines := strings.SplitAfter(policyHosts, "\n")
+	for name, text := range map[string]string{"known_hosts": "a b c\nweb.example.org ssh-ed25519 AAAA\n" + lines[0], "other": strings.ReplaceAll(lines[2], "[db.example.org]:2222", "db*.example.org"),
+		"config": "UserKnownHostsFile ~/.ssh/known_hosts %d/.ssh/other\n"} {
+		if err := os.WriteFile(filepath.Join(own, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for host, key := range map[string]string{"Web.Example.ORG": webEd25519 + " web.example.org, 192.0.2.7", "db2.Example.org": db + " db2.example.org"} {
+		want := "rule 3 (line 14): host is " + key + ", wanted unverified"
+		if exit, stdout, stderr := policyOutput(t, "--host", host); exit != 0 || !strings.Contains(stdout, want) {
+			t.Errorf("%s: exit %d\n%s%s", host, exit, stdout, stderr)
+		}
+	}
+}
+
+// The listing warns of paths that no running program can have.
+func TestPolicyCommandWarns(t *testing.T) {
+	config := policyHome(t)
+	dir, err := filepath.EvalSymlinks(t.TempDir())
+	if err != nil {
 		t.Fatal(err)
 	}
-	if exit, _, stderr := policyOutput(t, "--host", "web.example.org"); exit != 2 || !strings.Contains(stderr, "known_hosts") {
-		t.Errorf("damaged known_hosts: exit %d\n%s", exit, stderr)
+	for _, name := range []string{"program", "bin/program"} {
+		if err := os.MkdirAll(filepath.Join(dir, filepath.Dir(name)), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(dir, name), nil, 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for name, target := range map[string]string{"link": "program", "sbin": "bin"} {
+		if err := os.Symlink(target, filepath.Join(dir, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	text := fmt.Sprintf("[policy]\ndefault = \"ask\"\n[[policy.rule]]\naction = \"refuse\"\nexecutable = [\"%[1]s/program\", \"%[1]s/link\", \"%[1]s/none*\", \"unknown\"]\n"+
+		"ancestor = [\"%[1]s/none\", \"%[1]s/sbin/program\"]\n", dir)
+	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	const warning = "warning: rule 1 (line 3): "
+	want := warning + dir + "/link is a symbolic link, or below one: programs there have the path " + dir + "/program\n" +
+		warning + dir + "/none does not exist\n" +
+		warning + dir + "/sbin/program is a symbolic link, or below one: programs there have the path " + dir + "/bin/program\n"
+	if exit, stdout, stderr := policyOutput(t); exit != 0 || stderr != want || !strings.HasPrefix(stdout, "rule 1 ") {
+		t.Errorf("exit %d\n%s%s\nwant\n%s", exit, stdout, stderr, want)
+	}
+	if exit, _, stderr := policyOutput(t, "--forwarded"); exit != 0 || stderr != "" {
+		t.Errorf("with a description: exit %d\n%s", exit, stderr)
 	}
 }

@@ -4,7 +4,9 @@ package main
 
 import (
 	"errors"
+	"fmt"
 	"log/slog"
+	"os"
 	"strings"
 	"sync"
 	"time"
@@ -19,6 +21,7 @@ import (
 // as it was at the start.
 type settings struct {
 	load  func() (store.Config, error)
+	file  string // that load reads, if it is there
 	start store.Config
 	quiet bool
 	level slog.LevelVar
@@ -26,22 +29,30 @@ type settings struct {
 	mu      sync.Mutex
 	policy  *policy.Policy
 	wake    store.Wake
+	written bool      // the file had something in it
 	read    time.Time // when the policy was
 	problem error     // of the last attempt to read it
 }
 
 // newSettings reads the configuration for the first time.
-func newSettings(quiet bool, load func() (store.Config, error)) (*settings, error) {
-	s := &settings{load: load, quiet: quiet}
+func newSettings(quiet bool, file string, load func() (store.Config, error)) (*settings, error) {
+	s := &settings{load: load, file: file, quiet: quiet}
+	written := hasContent(file)
 	var err error
 	if s.start, err = load(); err != nil {
 		return nil, err
 	}
-	s.take(s.start)
+	s.take(s.start, written)
 	return s, nil
 }
 
-func (s *settings) take(c store.Config) {
+// hasContent says whether a file is there and not empty.
+func hasContent(file string) bool {
+	fi, err := os.Stat(file)
+	return err == nil && fi.Size() > 0
+}
+
+func (s *settings) take(c store.Config, written bool) {
 	level := c.LogLevel
 	if s.quiet {
 		level = max(level, slog.LevelError)
@@ -49,7 +60,7 @@ func (s *settings) take(c store.Config) {
 	s.level.Set(level)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.policy, s.wake, s.read, s.problem = &c.Policy, c.Wake, time.Now(), nil
+	s.policy, s.wake, s.written, s.read, s.problem = &c.Policy, c.Wake, written, time.Now(), nil
 }
 
 // Policy is the one that counts now.
@@ -68,11 +79,18 @@ func (s *settings) Wake() store.Wake {
 
 // reload reads the configuration again. One that is wrong changes nothing.
 func (s *settings) reload(log *slog.Logger) {
+	written := hasContent(s.file)
 	c, err := s.load()
+	s.mu.Lock()
+	if err == nil && s.written && !written {
+		// An editor may be at work; and nobody does away with a policy by mistake.
+		err = fmt.Errorf("%s is gone or empty; for the defaults, start the agent again", s.file)
+	}
 	if err != nil {
-		s.mu.Lock()
 		s.problem = err
-		s.mu.Unlock()
+	}
+	s.mu.Unlock()
+	if err != nil {
 		attrs := []any{"reason", err}
 		if wrong, ok := errors.AsType[*store.ConfigError](err); ok && wrong.Want != "" {
 			attrs = append(attrs, "wanted", wrong.Want)
@@ -80,7 +98,7 @@ func (s *settings) reload(log *slog.Logger) {
 		log.Error("configuration not taken up, the former one stays", attrs...)
 		return
 	}
-	s.take(c)
+	s.take(c, written)
 	log.Info("configuration read again", "rules", len(c.Policy.Rules), "default", string(c.Policy.Default))
 	if late := s.later(c); len(late) > 0 {
 		log.Warn("these settings count from the next start on", "settings", strings.Join(late, " "))

@@ -11,7 +11,7 @@ func app() *cli.App {
 		Name:  "vmux-cert",
 		Usage: "request, list, check and drop session certificates; run a job under one",
 		Description: "Without a command: asks the phone, by way of the running agent, for a certificate of a key that is\n" +
-			"   made for it in the agent's memory. ssh then logs in with it until it ends, and the phone is not needed.",
+			"made for it in the agent's memory. ssh then logs in with it until it ends, and the phone is not needed.",
 		Flags: append(requestFlags(),
 			&cli.StringFlag{Name: "min-remaining", Usage: "ask nobody when a certificate of the same request is valid for `DURATION` more"},
 			&cli.StringFlag{Name: "public-key", Usage: "certify the key in `FILE` instead of a new one, and print the certificate"},

@@ -40,7 +40,7 @@ func app() *cli.App {
 		Name:  "vmux-pair",
 		Usage: "find, pair, list and forget phones",
 		Description: "Without flags: looks for a phone whose owner has opened Pair (vmux-signer pair), asks for the six\n" +
-			"   digits that it shows, and waits until the owner accepts.",
+			"digits that it shows, and waits until the owner accepts.",
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "address", Usage: "dial the phone at `HOST:PORT` instead of looking for it"},
 			&cli.StringFlag{Name: "phone", Usage: "pair with the phone called `NAME` only"},

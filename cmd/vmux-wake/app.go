@@ -18,7 +18,7 @@ func app() *cli.App {
 		Name:  "vmux-wake",
 		Usage: "send a test push to a phone, and say what came of it",
 		Description: "Sends the push that vmux-agent wakes a phone with, by Apple's push service. It needs the key that Apple\n" +
-			"   gives to developers of the phone's app, and the device token that the phone has sent.",
+			"gives to developers of the phone's app, and the device token that the phone has sent.",
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "phone", Usage: "push to the paired phone called `NAME`"},
 			&cli.StringFlag{Name: "key", Usage: "authorize with the push key in `FILE`", TakesFile: true, DefaultText: "~/.ssh/vmux-apns.p8, else ~/.config/vmux/apns-key.p8"},
@@ -67,9 +67,6 @@ func loadConfig(c *cli.Context) (store.Config, error) {
 		if err := config.Set(store.Env(os.Getenv), "wake."+name, value, "--"+name); err != nil {
 			return store.Config{}, err
 		}
-	}
-	if c.IsSet("endpoint") && !c.IsSet("ca-file") {
-		config.Wake.CAFile = "" // of the endpoint in the file
 	}
 	return config, nil
 }

@@ -38,7 +38,7 @@ type ask struct {
 	done     chan struct{} // closed after the following are set
 	sig      *ssh.Signature
 	err      error
-	fault    any // that f panicked with
+	fault    string // that f panicked with
 }
 
 // do gives f's answer to a question, or that of another request's f. may says, before f is called, whether it still
@@ -53,7 +53,7 @@ func (a *asks) do(ctx context.Context, s subject, q question, may func() error, 
 		select {
 		case <-o.done:
 			switch {
-			case o.fault != nil && mine:
+			case o.fault != "" && mine:
 				panic(o.fault) // on the connection's goroutine, which ends alone
 			case mine:
 				return o.sig, o.err

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/crypto/ssh"
+
+	"vmux.app/toolkit/internal/policy"
 )
 
 // joined waits until so many requests wait for the one answer that is asked for.
@@ -195,5 +197,39 @@ func TestPanicWhileAsked(t *testing.T) {
 	}
 	if lines := r.log.lines("fault=", "spoiled"); len(lines) != 1 || !strings.Contains(lines[0], "asks_test.go") {
 		t.Errorf("log does not say where:\n%s", r.log)
+	}
+}
+
+// What has changed while a request waited counts: neither is its prompt raised then, nor is a prompt's answer handed on.
+func TestWaitingRequestsAreHeldAgainstWhatIsNow(t *testing.T) {
+	t.Parallel()
+	for name, change := range map[string]func(r *rig){
+		"policy": func(r *rig) { r.policy.Store(&policy.Policy{Default: policy.Refuse}) },
+		"lock": func(r *rig) {
+			if got := r.dial().call(appendString([]byte{msgLock}, "secret")...)[0]; got != msgSuccess {
+				r.t.Fatalf("lock: %d", got)
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r := newRig(t)
+			asked := r.asking()
+			ed, p256 := r.signer.Keys(nil)[0].Public, r.signer.Keys(nil)[1].Public
+			one := r.ask(ed, loginData(ed, sidA, nil))
+			shown := await(t, asked)
+			two := r.ask(p256, loginData(p256, sidA, nil))
+			change(r)
+			shown.answer <- nil
+			if got := one.recv()[0]; got != msgFailure {
+				t.Errorf("the prompt's answer: %d", got)
+			}
+			if got := two.recv()[0]; got != msgFailure {
+				t.Errorf("the one that waited: %d", got)
+			}
+			if n := len(r.signer.requests()); n != 1 {
+				t.Errorf("asked %d times", n)
+			}
+		})
 	}
 }

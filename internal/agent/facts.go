@@ -6,6 +6,7 @@ import (
 	"golang.org/x/crypto/ssh"
 
 	"vmux.app/toolkit/internal/policy"
+	"vmux.app/toolkit/internal/process"
 	"vmux.app/toolkit/internal/signed"
 )
 
@@ -40,7 +41,7 @@ func (s *Server) facts(r *Request, p *policy.Policy) *policy.Facts {
 		},
 		Executable: func() string {
 			path, _ := r.Peer.Executable() // "" when unknown
-			return path
+			return process.Undeleted(path)
 		},
 		Ancestors: func() []string {
 			chain, err := r.Peer.Chain()
@@ -49,7 +50,10 @@ func (s *Server) facts(r *Request, p *policy.Policy) *policy.Facts {
 			}
 			paths := make([]string, 0, len(chain))
 			for _, p := range chain[1:] {
-				paths = append(paths, p.Executable)
+				paths = append(paths, process.Undeleted(p.Executable))
+			}
+			if !chain[len(chain)-1].Leads() {
+				paths = append(paths, "") // others that have ended, or are too far up
 			}
 			return paths
 		},

@@ -7,6 +7,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"testing"
 
@@ -41,7 +42,7 @@ func TestPolicyIsToldTheTruth(t *testing.T) {
 	r := newRig(t, func(s *Server) {
 		s.proc.executable = func(int) (string, error) { return "/usr/bin/ssh (deleted)", nil }
 		s.proc.chain = func(int) ([]process.Process, error) {
-			return []process.Process{{Executable: "/usr/bin/ssh"}, {Executable: "/usr/bin/make"}, {Executable: ""}}, nil
+			return []process.Process{{Executable: "/usr/bin/ssh"}, {Executable: "/usr/bin/make (deleted)"}, {PID: 7, Session: 7, Executable: ""}}, nil
 		}
 		s.hostNames = func(key []byte, _ Peer, also []string) []string {
 			asked.Store(&also)
@@ -134,6 +135,31 @@ func TestPolicyKnowsCertificatesByTheirKey(t *testing.T) {
 	}
 }
 
+// A chain that does not reach its session's leader has an unknown end.
+func TestPolicyIsToldOfBrokenChains(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		name  string
+		chain []process.Process
+		want  bool // that "unknown" matches
+	}{
+		{"its own leader", []process.Process{{PID: 7, Session: 7}}, false},
+		{"up to the leader", []process.Process{{PID: 9, Parent: 7, Session: 7}, {PID: 7, Session: 7, Executable: "/bin/sh"}}, false},
+		{"parent ended", []process.Process{{PID: 9, Parent: 1, Session: 7}}, true},
+		{"grandparent ended", []process.Process{{PID: 9, Parent: 8, Session: 7}, {PID: 8, Parent: 1, Session: 7, Executable: "/bin/sh"}}, true},
+		{"leader in another namespace", []process.Process{{PID: 9, Parent: 8}, {PID: 8, Executable: "/bin/sh"}}, true},
+	} {
+		r := newRig(t, func(s *Server) {
+			s.proc.chain = func(int) ([]process.Process, error) { return c.chain, nil }
+		})
+		ed := r.signer.Keys(nil)[0].Public
+		r.policy.Store(&policy.Policy{Default: policy.Ask, Rules: []policy.Rule{{Action: policy.Refuse, Ancestor: []string{"unknown"}}}})
+		if got := r.dial().call(signMessage(ed, loginData(ed, sidA, nil), 0)...)[0] == msgFailure; got != c.want {
+			t.Errorf("%s: refused is %v", c.name, got)
+		}
+	}
+}
+
 // What cannot be read is unknown, and matches nothing else.
 func TestPolicyIsToldOfTheUnknown(t *testing.T) {
 	t.Parallel()
@@ -153,5 +179,51 @@ func TestPolicyIsToldOfTheUnknown(t *testing.T) {
 		if got := r.dial().call(signMessage(ed, loginData(ed, sidA, nil), 0)...)[0]; got != want {
 			t.Errorf("%+v: answer %d", *rule, got)
 		}
+	}
+}
+
+// The log's host is what the prompt and the rules call so, and the hop has a field of its own.
+func TestLogNamesHostAndHop(t *testing.T) {
+	t.Parallel()
+	host, hop, ca := newEd25519(t), newEd25519(t), newEd25519(t)
+	cert := &ssh.Certificate{Nonce: make([]byte, 32), Key: host.PublicKey(), CertType: ssh.HostCert, ValidPrincipals: []string{"h"}, ValidBefore: ssh.CertTimeInfinity}
+	if err := cert.SignCert(rand.Reader, ca); err != nil {
+		t.Fatal(err)
+	}
+	certified, err := ssh.NewCertSigner(cert, host)
+	if err != nil {
+		t.Fatal(err)
+	}
+	there, through := " host="+ssh.FingerprintSHA256(host.PublicKey())+" ", " via="+ssh.FingerprintSHA256(hop.PublicKey())+" "
+	for name, tt := range map[string]struct {
+		binds []signed.Bind
+		named ssh.PublicKey // by the data
+		want  []string
+		not   string
+	}{
+		"nothing known":                      {nil, nil, nil, " host="},
+		"named by the data":                  {nil, host.PublicKey(), []string{there}, " via="},
+		"bound":                              {[]signed.Bind{bindOf(t, host, sidA, false)}, nil, []string{there}, " via="},
+		"host certificate":                   {[]signed.Bind{bindOf(t, certified, sidA, false)}, certified.PublicKey(), []string{there}, " via="},
+		"through a hop that says no more":    {[]signed.Bind{bindOf(t, hop, sidB, true)}, nil, []string{through}, " host="},
+		"through a hop, named by the data":   {[]signed.Bind{bindOf(t, hop, sidB, true)}, host.PublicKey(), []string{there, through}, "\x00"},
+		"through a hop, bound there as well": {[]signed.Bind{bindOf(t, hop, sidB, true), bindOf(t, host, sidA, false)}, nil, []string{there, through}, "\x00"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r := newRig(t)
+			ed := r.signer.Keys(nil)[0].Public
+			c := r.dial()
+			for _, b := range tt.binds {
+				if c.bind(b) != msgSuccess {
+					t.Fatal("bind refused")
+				}
+			}
+			c.call(signMessage(ed, loginData(ed, sidA, tt.named), 0)...)
+			lines := r.log.lines("sign request")
+			if len(lines) != 1 || len(r.log.lines(append(tt.want, "sign request")...)) != 1 || strings.Contains(lines[0], tt.not) {
+				t.Errorf("%q, wanted %q", lines, tt.want)
+			}
+		})
 	}
 }

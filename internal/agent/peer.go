@@ -5,7 +5,6 @@ package agent
 import (
 	"errors"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"vmux.app/toolkit/internal/process"
@@ -71,7 +70,7 @@ func about[T any](p Peer, read func(pid int) (T, error)) (T, error) {
 // isSSH reports whether the process is known to be ssh, which an upgrade may have replaced on disk.
 func (p Peer) isSSH() bool {
 	executable, err := p.Executable()
-	return err == nil && strings.TrimSuffix(filepath.Base(executable), " (deleted)") == "ssh"
+	return err == nil && filepath.Base(process.Undeleted(executable)) == "ssh"
 }
 
 // isOurs reports whether the process is known to be one of vmux's commands.

@@ -5,8 +5,6 @@ package agent
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
-	"encoding/base64"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -63,15 +61,18 @@ func (c *conn) decide(r *Request, body []byte) (*ssh.Signature, error) {
 			return nil, err
 		}
 	}
-	rules := s.policy()
-	if d := rules.Decide(s.facts(r, rules)); d.Action != policy.Ask {
-		return nil, refusal("policy: " + d.String())
+	if err := s.allows(r); err != nil {
+		return nil, err
 	}
 	if r.Key.Local {
 		return s.signer.Sign(c.ctx, *r)
 	}
 	about := subjectOf(r.Meaning, r.Data)
+	// Asked again after each wait: much may have happened.
 	mayAsk := func() error {
+		if err := s.allows(r); err != nil {
+			return err
+		}
 		if s.refusals.has(about, s.now()) {
 			return refusal("the owner has denied this already, or has not answered")
 		}
@@ -99,10 +100,22 @@ func (s *Server) ask(ctx context.Context, r Request, asked ssh.PublicKey, about 
 	if err := verify(sig, asked, r.Flags, r.Data); err != nil {
 		return nil, err
 	}
-	if s.lock.locked.Load() {
-		return nil, refusal("the agent was locked meanwhile")
+	if err := s.allows(&r); err != nil {
+		return nil, err
 	}
 	return sig, nil
+}
+
+// allows says whether the lock and the policy let a request through now.
+func (s *Server) allows(r *Request) error {
+	if s.lock.locked.Load() {
+		return refusal("the agent is locked")
+	}
+	rules := s.policy()
+	if d := rules.Decide(s.facts(r, rules)); d.Action != policy.Ask {
+		return refusal("policy: " + d.String())
+	}
+	return nil
 }
 
 // parseSignRequest fills in what the client sent, and gives the key as the client named it, which may be the bare key
@@ -179,12 +192,6 @@ func publicHalf(key ssh.PublicKey) ssh.PublicKey {
 	return key
 }
 
-// fingerprint is that of a key in wire form, as ssh.FingerprintSHA256 writes it.
-func fingerprint(blob []byte) string {
-	sum := sha256.Sum256(blob)
-	return "SHA256:" + base64.RawStdEncoding.EncodeToString(sum[:])
-}
-
 // errBadSignature is for a signer that answers with something else than the asked signature.
 var errBadSignature = errors.New("the signer's answer is not the signature that was asked for")
 
@@ -213,6 +220,29 @@ func verify(sig *ssh.Signature, asked ssh.PublicKey, flags uint32, data []byte) 
 	return nil
 }
 
+// route gives the fingerprints of the host that a request is for, and of the nearest one that it was forwarded through,
+// as far as they are known.
+func (c *conn) route(r *Request) (host, via string) {
+	to := r.Destination()
+	for _, b := range c.binds.list {
+		if b.Forwarding {
+			via = hostFingerprint(b.HostKey)
+		} else if to == nil {
+			to = b.HostKey
+		}
+	}
+	return hostFingerprint(to), via
+}
+
+// hostFingerprint is that of a host key or a host certificate's key, as ssh-keygen -l has it; empty for what is no key.
+func hostFingerprint(blob []byte) string {
+	key, err := ssh.ParsePublicKey(blob)
+	if err != nil {
+		return ""
+	}
+	return ssh.FingerprintSHA256(publicHalf(key))
+}
+
 // logDecision writes the line that each request to sign gets: never the data, a session id or a signature.
 func (c *conn) logDecision(r Request, err error, took time.Duration) {
 	level, outcome, reason := slog.LevelInfo, "signed", ""
@@ -236,7 +266,7 @@ func (c *conn) logDecision(r Request, err error, took time.Duration) {
 	if !log.Enabled(context.Background(), level) {
 		return
 	}
-	attrs := make([]slog.Attr, 0, 10)
+	attrs := make([]slog.Attr, 0, 11)
 	add := func(key, value string) {
 		if value != "" {
 			attrs = append(attrs, slog.String(key, value))
@@ -251,9 +281,9 @@ func (c *conn) logDecision(r Request, err error, took time.Duration) {
 		add("key", r.fingerprint)
 		add("comment", r.Key.Comment)
 	}
-	if bind, ok := c.binds.last(); ok {
-		add("host", fingerprint(bind.HostKey))
-	}
+	host, via := c.route(&r)
+	add("host", host)
+	add("via", via)
 	if c.executable == "" {
 		c.executable, _ = c.peer.Executable() // "" when unknown
 	}

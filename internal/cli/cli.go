@@ -163,16 +163,9 @@ func DeadlineFlag() Flag {
 // vmux.toml, defaults, in this order. The file is --config's, else $VMUX_CONFIG, else the default one.
 func LoadConfig(c *Context) (store.Config, error) {
 	env := store.Env(os.Getenv)
-	path, _ := inherited(c, "config")
-	if path == "" {
-		path = env("VMUX_CONFIG")
-	}
-	explicit := path != ""
-	if !explicit {
-		var err error
-		if path, err = env.ConfigFile(); err != nil {
-			return store.Config{}, err
-		}
+	path, explicit, err := ConfigPath(c)
+	if err != nil {
+		return store.Config{}, err
 	}
 	cfg, err := store.LoadConfig(path, explicit, env)
 	if err != nil {
@@ -186,6 +179,19 @@ func LoadConfig(c *Context) (store.Config, error) {
 		}
 	}
 	return cfg, nil
+}
+
+// ConfigPath gives the file that LoadConfig reads, and whether the user named it. The error is store.ErrNoHome.
+func ConfigPath(c *Context) (path string, explicit bool, err error) {
+	env := store.Env(os.Getenv)
+	if path, _ = inherited(c, "config"); path == "" {
+		path = env("VMUX_CONFIG")
+	}
+	if path != "" {
+		return path, true, nil
+	}
+	path, err = env.ConfigFile()
+	return path, false, err
 }
 
 // inherited gives what a flag is set to, on this command or on one above it: "vmux-cert --config X list" means X.

@@ -13,6 +13,7 @@ import (
 	"syscall"
 
 	"vmux.app/toolkit/internal/agent"
+	"vmux.app/toolkit/internal/knownhosts"
 	"vmux.app/toolkit/internal/networks"
 	"vmux.app/toolkit/internal/pairing"
 	"vmux.app/toolkit/internal/phone"
@@ -80,7 +81,7 @@ func as[E error](exit int, hint func(E) string) row {
 
 // advice is the table: one group for each package, the more special error before the more general one.
 func advice() []row {
-	return []row{
+	return append(doctorAdvice(), []row{
 		// store
 		is(store.ErrNoHome, ExitUsage, "set HOME to your home directory, as in HOME=/home/me"),
 		is(store.ErrBusy, ExitFailed, "look for a stopped vmux command (ps -u $USER | grep vmux), end it and try again"),
@@ -105,6 +106,9 @@ func advice() []row {
 			return "look whether it is as you left it, then: chmod 600 " + quote(e.Path)
 		}),
 		as(ExitFailed, func(e *store.KeyError) string {
+			if errors.Is(e, fs.ErrNotExist) {
+				return "restore it, or start the agent again, which makes one, and pair again: vmux-pair"
+			}
 			return fmt.Sprintf("restore it, or set it aside and pair again: mv %s %s && vmux-pair", quote(e.Path), quote(e.Path+".old"))
 		}),
 		as(ExitFailed, func(e *store.DamagedError) string {
@@ -151,6 +155,12 @@ func advice() []row {
 		is(agent.ErrNotRunning, ExitNoAgent, "start it in another terminal: vmux-agent"),
 		is(agent.ErrNotServed, ExitNoAgent, "name the socket of a vmux-agent on this computer: --socket PATH"),
 
+		// knownhosts
+		as(ExitUsage, func(*knownhosts.UnknownError) string {
+			return "connect to it once with ssh, or give its fingerprint: --host SHA256:..."
+		}),
+		as(ExitUsage, func(*knownhosts.FingerprintError) string { return "see the fingerprint: ssh-keygen -l -F HOST" }),
+
 		// pairing
 		is(pairing.ErrBadURL, ExitUsage, "give the whole URL that vmux-pair --url prints, in single quotes"),
 		is(pairing.ErrNoWindow, ExitFailed, "open Pair on the phone (vmux-signer pair), then: vmux-pair"),
@@ -170,7 +180,7 @@ func advice() []row {
 		is(phone.ErrSeveral, ExitUsage, "name the one you mean: vmux-pair --phone NAME"),
 		is(phone.ErrDenied, ExitDenied, "accept on the phone and try again, if it was you"),
 		is(phone.ErrTimeout, ExitNoAnswer, "look at the phone, then try again"),
-		is(phone.ErrExpired, ExitFailed, "set the clocks of both right: date -u"),
+		is(phone.ErrExpired, ExitFailed, clocks),
 		is(phone.ErrLocked, ExitDenied, "unlock the phone, then try again"),
 		is(phone.ErrUnknownKey, ExitFailed, "see what the phone holds: ssh-add -l"),
 		is(phone.ErrTooMany, ExitFailed, "answer what waits on the phone, then try again"),
@@ -257,7 +267,7 @@ func advice() []row {
 
 		// last, since others wrap it
 		is(context.DeadlineExceeded, ExitNoAnswer, "look at the phone, then try again"),
-	}
+	}...)
 }
 
 // keyHint is about the push key.

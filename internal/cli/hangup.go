@@ -26,14 +26,14 @@ const hangupGrace = time.Second
 
 // catch starts to wait for signals, other than those that are ignored. The first that ends the command calls end.
 func catch(end func(syscall.Signal)) *signals {
-	s := &signals{ch: make(chan os.Signal, 4), terminal: hasTerminal()}
+	s := &signals{ch: make(chan os.Signal, 1), terminal: hasTerminal()}
 	for _, sig := range []os.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP} {
 		if !signal.Ignored(sig) {
 			signal.Notify(s.ch, sig)
 		}
 	}
 	go func() { // lives as long as the process
-		gone := make(<-chan time.Time)
+		var gone <-chan time.Time
 		for {
 			select {
 			case sig := <-s.ch:

@@ -14,3 +14,6 @@ func quote(s string) string {
 	}
 	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
 }
+
+// Quote is what hints are written with, for commands that print lines to be pasted.
+func Quote(s string) string { return quote(s) }

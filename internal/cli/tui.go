@@ -80,6 +80,19 @@ func (t *TUI) JSON() bool { return t.json }
 // Interactive says whether a person can be asked.
 func (t *TUI) Interactive() bool { return isTerminal(t.stdin) }
 
+// Screen gives the columns of the terminal that results go to, and whether they may have colours there (no-color.org).
+// Where there is no terminal the width is 0.
+func (t *TUI) Screen() (width int, colour bool) {
+	if !isTerminal(t.stdout) {
+		return 0, false
+	}
+	width, _, err := term.GetSize(int(t.stdout.(*os.File).Fd()))
+	if err != nil || width <= 0 {
+		width = terminalWidth + 1
+	}
+	return width, os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb"
+}
+
 // Result prints a result on standard output: v as one line of JSON, or what text prints.
 // A failure to print fails the command. Text from outside is the caller's to make safe.
 func (t *TUI) Result(v any, text func(w io.Writer)) {

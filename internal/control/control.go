@@ -16,6 +16,7 @@ import (
 const (
 	Status       = "status"           // → StatusResult
 	Reload       = "reload"           // reads the pairings again
+	Reach        = "reach"            // → []phone.Reached: looks for the phones now
 	Certificate  = "certificate"      // CertificateParams → session.Info: a session certificate for the socket
 	Certify      = "certificate-for"  // CertifyParams → CertifyResult: a certificate for somebody else's key
 	Certificates = "certificates"     // → []session.Info
@@ -33,6 +34,11 @@ type StatusResult struct {
 	Certificates int            `json:"certificates"`
 	Phones       []phone.Status `json:"phones"`
 
+	Executable string     `json:"executable"` // path of its program
+	Device     Device     `json:"device"`
+	Protection Protection `json:"protection"`
+	Log        Log        `json:"log"`
+
 	Configuration Configuration `json:"configuration"`
 }
 
@@ -41,6 +47,35 @@ type Configuration struct {
 	Read    time.Time `json:"read"`             // what counts now
 	Problem string    `json:"problem,omitzero"` // why what is there now does not count
 }
+
+// Device is what phones know the agent's device by.
+type Device struct {
+	Name string `json:"name"`
+	Pin  string `json:"pin"` // of the link key
+}
+
+// Protection is how closed an agent's memory is to other processes of its user.
+type Protection struct {
+	Open      bool   `json:"open"`      // it can be read, or that is not known
+	CoreLimit uint64 `json:"coreLimit"` // bytes of a core file, 0 for none
+}
+
+// Log is where an agent's log goes.
+type Log struct {
+	Destination string `json:"destination"` // one of those below
+	Path        string `json:"path,omitzero"`
+	Level       string `json:"level"`
+}
+
+// Destinations of a log.
+const (
+	LogTerminal  = "terminal"
+	LogFile      = "file"
+	LogJournal   = "journal" // systemd's
+	LogPipe      = "pipe"    // or socket
+	LogDiscarded = "discarded"
+	LogClosed    = "closed"
+)
 
 // CertificateParams asks for a session certificate. What is left out is the
 // agent's default.

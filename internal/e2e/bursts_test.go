@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -31,7 +32,8 @@ func fleet(t testing.TB, d *host, n int) (servers []*server) {
 	for i := range n {
 		s := newServer(t, authorized)
 		servers = append(servers, s)
-		known = append(known, fmt.Sprintf("host%02d.example %s", i, s.key))
+		s.called(fmt.Sprintf("host%02d.example", i))
+		known = append(known, s.alias+" "+s.key)
 	}
 	d.known(known...)
 	return servers
@@ -185,6 +187,96 @@ func TestThreat_N02_DenialIsForOneHost(t *testing.T) {
 	owner.none()
 }
 
+// One that gives up while its prompt is shown leaves its place to the next, and
+// nobody else notices.
+func TestThreat_N02_OneGivesUp(t *testing.T) {
+	t.Parallel()
+	d, _, owner, link := relayed(t)
+	servers := fleet(t, d, 12)
+	logins := atOnce(d, servers)
+	link.fills(8)
+	prompt := owner.next()
+	gone := prompt.target(servers)
+	logins[gone].stop(syscall.SIGKILL)
+	prompt.withdrawn()
+	for range len(servers) - 1 {
+		owner.next().approve()
+	}
+	for i, login := range logins {
+		if exit := login.ended(); (exit == 0) != (i != gone) {
+			t.Errorf("login %d: exit %d, gone is %d\n%s", i, exit, gone, login.output())
+		}
+	}
+	d.serving.logs(map[string]int{"signed": 11, "withdrawn": 1})
+	owner.none()
+}
+
+// One after the other gives up, and none of those whose turn it is then pays for
+// it: not with a phone that still puts the last prompt away.
+func TestThreat_N02_ManyGiveUp(t *testing.T) {
+	t.Parallel()
+	d, p, owner, link := relayed(t)
+	key := parse(t, d.ok("ssh-add", "-L"))
+	clients, answers := make([]client, 40), make(chan error, 40)
+	for i := range clients {
+		c := d.client()
+		clients[i] = c
+		go func() {
+			_, err := c.Sign(key, fileData(fmt.Sprint("file-", i), i))
+			answers <- err
+		}()
+	}
+	link.fills(8)
+	file := regexp.MustCompile(`operation: sign data for "file-(\d+)"`)
+	for n := range clients {
+		prompt := owner.next()
+		m := file.FindStringSubmatch(prompt.prompt)
+		if m == nil {
+			t.Fatalf("a prompt for something else:\n%s", prompt.prompt)
+		}
+		if i, _ := strconv.Atoi(m[1]); n < 30 {
+			clients[i].Close()
+			prompt.withdrawn()
+		} else {
+			prompt.approve()
+		}
+	}
+	failed := 0
+	for range clients {
+		if err := soon(t, "answer", answers); err != nil {
+			failed++
+		}
+	}
+	if failed != 30 {
+		t.Errorf("%d of 40 failed, 30 gave up", failed)
+	}
+	d.serving.logs(map[string]int{"signed": 10, "withdrawn": 30})
+	owner.none()
+	if n := link.gave(); n != 10 {
+		t.Errorf("%d signatures\n%s", n, p.serving.output())
+	}
+}
+
+// apart starts a command as the first of a process group, which ends with the
+// test.
+func (h *host) apart(group *syscall.SysProcAttr, name string, args ...string) *process {
+	h.t.Helper()
+	apart := *h
+	apart.start = func(c *exec.Cmd) error {
+		c.SysProcAttr = group
+		return c.Start()
+	}
+	p := apart.spawn(name, args...)
+	h.t.Cleanup(func() {
+		select {
+		case <-p.done:
+		default: // nobody has waited for it, so its group is nobody else's
+			syscall.Kill(-p.cmd.Process.Pid, syscall.SIGKILL)
+		}
+	})
+	return p
+}
+
 // The command is interrupted: its prompts go, nothing is signed, and the next
 // login is asked for at once.
 func TestThreat_N02_CommandIsInterrupted(t *testing.T) {
@@ -197,25 +289,15 @@ func TestThreat_N02_CommandIsInterrupted(t *testing.T) {
 	for i, s := range servers {
 		d.write(fmt.Sprintf("hosts/%02d", i), "exec "+quoted(append([]string{need(t, "ssh")}, s.args("true")...))+"\n", 0o600)
 	}
-	foreground := *d // a job of a shell: one process group, as Ctrl-C finds it
-	foreground.start = func(c *exec.Cmd) error {
-		c.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-		return c.Start()
-	}
-	command := foreground.spawn("sh", "-c", "ls hosts/* | "+need(t, "xargs")+" -P 20 -n 1 sh")
-	group, interrupted := -command.cmd.Process.Pid, false
-	t.Cleanup(func() {
-		if !interrupted {
-			syscall.Kill(group, syscall.SIGKILL)
-		}
-	})
+	// A job of a shell: one process group, as Ctrl-C finds it.
+	command := d.apart(&syscall.SysProcAttr{Setpgid: true}, "sh", "-c", "ls hosts/* | "+need(t, "xargs")+" -P 20 -n 1 sh")
+	group := -command.cmd.Process.Pid
 	prompt := owner.next()
 	prompt.target(servers)
 	link.fills(8)
 	for _, s := range servers { // each client is about to ask, or waits
 		eventually(t, "20 clients", func() bool { return strings.Contains(s.log(), "Postponed publickey") })
 	}
-	interrupted = true
 	if err := syscall.Kill(group, syscall.SIGINT); err != nil {
 		t.Fatal(err)
 	}

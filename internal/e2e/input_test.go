@@ -191,7 +191,7 @@ func TestBadUsage(t *testing.T) {
 	refuseAll(t, []bad{
 		{args: []string{"vmux-agent", "--sokcet", "x"}, exit: 2, problem: "there is no flag --sokcet", hint: "did you mean --socket?"},
 		{args: []string{"vmux-agent", "-x"}, exit: 2, problem: "there is no flag -x", hint: "vmux-agent --help"},
-		{args: []string{"vmux-agent", "extra"}, exit: 2, problem: `there is no place for the argument "extra"`, hint: "vmux-agent [flags]"},
+		{args: []string{"vmux-agent", "extra"}, exit: 2, problem: `there is no command "extra"`, hint: "vmux-agent --help"},
 		{args: []string{"vmux-agent", "--socket"}, exit: 2, problem: "--socket needs a value", hint: "--socket PATH"},
 		{args: []string{"vmux-agent", "--socket", "relative"}, exit: 2, problem: "is not an absolute path", hint: "~/.ssh/vmux-agent.sock"},
 		{args: []string{"vmux-agent", "--socket", "~other/x"}, exit: 2, problem: "names the home of another user", hint: "absolute path"},
@@ -221,7 +221,7 @@ func TestBadUsage(t *testing.T) {
 		{args: []string{"vmux-pair"}, exit: 2, problem: "standard input is not a terminal", hint: "vmux-pair --url"},
 		{args: []string{"vmux-pair", "--address", "127.0.0.1:1"}, exit: 2, problem: "standard input is not a terminal", hint: "vmux-pair --url"},
 
-		{args: []string{"vmux-signer"}, exit: 2, problem: "no command is given", hint: "vmux-signer init|serve|pair|devices|forget|key"},
+		{args: []string{"vmux-signer"}, exit: 2, problem: "no command is given", hint: "vmux-signer init|serve|pair|devices|forget|hosts|key"},
 		{args: []string{"vmux-signer", "sevre"}, exit: 2, problem: `there is no command "sevre"`, hint: "did you mean serve?"},
 		{args: []string{"vmux-signer", "key"}, exit: 2, problem: "no command is given", hint: "vmux-signer key add|list|disable|enable|remove"},
 		{args: []string{"vmux-signer", "key", "delete", "x"}, exit: 2, problem: `there is no command "delete"`, hint: "vmux-signer key --help"},

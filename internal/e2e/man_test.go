@@ -121,7 +121,7 @@ func acts(t *testing.T, command []string) bool {
 	return strings.Contains(string(out), " [flags] [COMMAND]\n")
 }
 
-func commands(t *testing.T) []string {
+func commands(t testing.TB) []string {
 	t.Helper()
 	dirs, err := filepath.Glob("../../cmd/*")
 	if err != nil || len(dirs) == 0 {
@@ -248,6 +248,8 @@ func TestManExitStatus(t *testing.T) {
 		{"vmux-cert", []string{"run", "true"}, 125},
 		{"vmux-cert", []string{"run", h.path("file")}, 126},
 		{"vmux-cert", []string{"run", h.path("none")}, 127},
+		{"vmux-doctor", []string{"--list"}, 0},
+		{"vmux-doctor", []string{"--only", "log,socket"}, 2},
 		{"vmux-pair", []string{"--list"}, 0},
 		{"vmux-pair", []string{"--url", "--timeout", "1s", "--address", "127.0.0.1:1"}, 4},
 		{"vmux-pair", []string{"--qr", "--url"}, 2},
@@ -316,7 +318,39 @@ func TestManConfig(t *testing.T) {
 	if r := h.run("vmux-agent", "--config", right, "--socket", h.path("right.toml", "sock")); r.exit != 1 {
 		t.Errorf("the example: %v", r)
 	}
-	// So does the error about a field that there is not.
+	// What vmux-agent(1) says about the example is so, and what its comments say.
+	h.write(".ssh/known_hosts", "github.com ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIOMqqnkVzrm0SdG6UOoqKLsabgH5C9okWi0dh2l9GKJl\n"+
+		"git.example.org ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIL4ASskqlVe7ujP3cRX5vPo2p5VGe9JtAIg5/OjFkVRj\n", 0o600)
+	_, shown, ok := strings.Cut(readPages(t)["vmux-agent.1"].text, "\n$ vmux-agent policy ")
+	shown, _, ok2 = strings.Cut(shown, ".Ed\n")
+	args, answer, ok3 := strings.Cut(shown, "\n")
+	if r := h.run("vmux-agent", append([]string{"policy", "--config", right}, strings.Fields(args)...)...); !ok || !ok2 || !ok3 || r.exit != 0 || r.stdout != answer {
+		t.Errorf("vmux-agent(1) has an example of policy %s that says\n%s\nbut %v", args, answer, r)
+	}
+	for args, want := range map[string]string{
+		"--host unverified":                                           "refuse",
+		"--host github.com":                                           "ask",
+		"--kind sshsig:git --executable /n/bin/node":                  "refuse",
+		"--forwarded --host git.example.org --ancestor /usr/bin/node": "refuse",
+		"--forwarded --host git.example.org":                          "ask",
+		"--forwarded --host github.com":                               "refuse",
+		"--host github.com --key deploy --user git":                   "ask",
+		"--host github.com --key deploy --user root":                  "refuse",
+		"--host git.example.org --key deploy --user root":             "refuse",
+		"--forwarded --host git.example.org --key deploy --user git":  "refuse",
+		"--kind sshsig:git":                                           "ask",
+		"--kind sshsig:git --forwarded":                               "refuse",
+		"--kind sshsig:file":                                          "refuse",
+	} {
+		fields := append([]string{"policy", "--config", right}, strings.Fields(args)...)
+		if !strings.Contains(args, "--ancestor") {
+			fields = append(fields, "--ancestor", "/bin/sh")
+		}
+		if r := h.run("vmux-agent", fields...); r.exit != 0 || !strings.HasPrefix(r.stdout, want+": ") {
+			t.Errorf("the example: policy %s is not to %s: %v", args, want, r)
+		}
+	}
+	// The error about a field that there is not names those that there are, too.
 	wrong = h.write("wrong.toml", "[policy]\ndefault = \"ask\"\n"+rule+"\nnosuch = \"\"\n", 0o600)
 	r = h.run("vmux-agent", "--config", wrong)
 	_, known, ok = strings.Cut(r.stderr, "hint: write one of ")
@@ -411,7 +445,7 @@ func TestInstall(t *testing.T) {
 		t.Fatalf("make install: %v\n%s", err, out)
 	}
 	pages := slices.Sorted(maps.Keys(readPages(t)))
-	for _, want := range []string{"vmux-agent.1", "vmux-cert.1", "vmux-pair.1", "vmux-signer.1", "vmux-wake.1", "vmux.toml.5", "vmux-protocol.7", "vmux-security.7"} {
+	for _, want := range []string{"vmux-agent.1", "vmux-cert.1", "vmux-doctor.1", "vmux-pair.1", "vmux-signer.1", "vmux-wake.1", "vmux.toml.5", "vmux-protocol.7", "vmux-security.7"} {
 		if !slices.Contains(pages, want) {
 			t.Errorf("there is no %s", want)
 		}

@@ -34,9 +34,10 @@ func TestPolicyOfRealRequests(t *testing.T) {
 	d.ok("ssh-keygen", "-q", "-H", "-f", d.path(".ssh", "known_hosts")) // the name is hashed
 	d.write(".ssh/known_hosts.old", "", 0o600)
 
-	// Through a shell that stays, so that it is an ancestor.
+	// Through a shell that stays, so that it is an ancestor, and that leads its
+	// session, so that the chain is whole wherever the tests run.
 	run := func(name string, args ...string) result {
-		return d.run("sh", append([]string{"-c", `"$@"; exit $?`, "sh", name}, args...)...)
+		return d.run("setsid", append([]string{"-w", "sh", "-c", `"$@"; exit $?`, "sh", name}, args...)...)
 	}
 	type request struct {
 		name      string

@@ -65,6 +65,16 @@ func TestPolicyIsReadAgain(t *testing.T) {
 	agent.wait(`former one stays.*vmux.toml:2: .*aks.*wanted=.*ask`)
 	login(false)
 
+	// A file that has gone, or is empty while an editor writes, is no way out.
+	for _, damage := range []func(path string) error{func(path string) error { return os.Truncate(path, 0) }, os.Remove} {
+		if err := damage(d.path(".config", "vmux", "vmux.toml")); err != nil {
+			t.Fatal(err)
+		}
+		agent.again("former one stays")
+		agent.wait(`former one stays.*is gone or empty; for the defaults, start the agent again`)
+		login(false)
+	}
+
 	// Whatever else has changed waits for the next start, and is named.
 	d.configure("name = \"other\"\ndeadline = \"30s\"\n")
 	agent.again(`msg="configuration read again" rules=0 default=ask`)
@@ -73,6 +83,19 @@ func TestPolicyIsReadAgain(t *testing.T) {
 
 	if exit := agent.stop(syscall.SIGTERM); exit != 0 {
 		t.Errorf("exit %d", exit)
+	}
+}
+
+// From the moment that it says it serves, SIGHUP is for reading.
+func TestHangupAtOnce(t *testing.T) {
+	t.Parallel()
+	d := newHost(t)
+	for range 5 {
+		agent := d.spawn("vmux-agent", "--json")
+		agent.wait(`"event":"serving"`)
+		agent.cmd.Process.Signal(syscall.SIGHUP)
+		agent.wait("configuration read again")
+		agent.stop(syscall.SIGTERM)
 	}
 }
 

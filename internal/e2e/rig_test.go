@@ -389,6 +389,8 @@ type server struct {
 	t   testing.TB
 	dir string
 	key string // of the host, public
+
+	alias string // what its clients call it
 }
 
 func newServer(t testing.TB, authorized string) *server {
@@ -412,7 +414,7 @@ func newServer(t testing.TB, authorized string) *server {
 	}
 	s.key = strings.TrimSpace(string(pub))
 	s.write("authorized", authorized)
-	s.write("known_hosts", "rig "+s.key+"\n")
+	s.called("rig")
 	s.write("sshd_config", fmt.Sprintf(`HostKey %s
 PidFile none
 UsePAM no
@@ -436,6 +438,14 @@ func (s *server) write(name, content string) {
 	}
 }
 
+// called has clients know the host key under these names, by the first of which
+// they look for it.
+func (s *server) called(names string) {
+	s.t.Helper()
+	s.alias, _, _ = strings.Cut(names, ",")
+	s.write("known_hosts", names+" "+s.key+"\n")
+}
+
 // fingerprint is the host key's.
 func (s *server) fingerprint() string {
 	s.t.Helper()
@@ -454,7 +464,7 @@ func (s *server) args(args ...string) []string {
 	}
 	return append([]string{"-F", "none",
 		"-o", fmt.Sprintf("ProxyCommand=%s -i -f %s -E %s", need(s.t, "sshd"), s.file("sshd_config"), s.file("log")),
-		"-o", "HostKeyAlias=rig", "-o", "UserKnownHostsFile=" + s.file("known_hosts"), "-o", "GlobalKnownHostsFile=none",
+		"-o", "HostKeyAlias=" + s.alias, "-o", "UserKnownHostsFile=" + s.file("known_hosts"), "-o", "GlobalKnownHostsFile=none",
 		"-o", "StrictHostKeyChecking=yes", "-o", "BatchMode=yes", "-o", "ControlPath=none", "-o", "IdentityFile=none",
 		me.Username + "@rig"}, args...)
 }

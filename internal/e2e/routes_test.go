@@ -29,7 +29,8 @@ func travels(t *testing.T, n int) (*host, *phone, *approver, []*server) {
 	}
 	var known []string
 	for i, s := range servers {
-		known = append(known, fmt.Sprintf("server%d.example.org %s", i+1, s.key))
+		s.called(fmt.Sprintf("server%d.example.org", i+1))
+		known = append(known, s.alias+" "+s.key)
 	}
 	d.known(known...)
 	return d, p, owner, servers

@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -418,7 +417,7 @@ func TestThreat_T02_LateKeysApproveNothing(t *testing.T) {
 			return c, answer
 		}
 		c, _ := ask(0)
-		owner.Type("y") // and before Enter it is gone
+		owner.replies("\x15y", "[y/N] y") // Ctrl-U first; and before Enter the prompt is gone
 		c.Close()
 		owner.Expect("withdrawn by the device")
 		owner.Type("y\n")
@@ -463,12 +462,8 @@ func TestThreat_N01_PromptNamesTheChain(t *testing.T) {
 	s := newServer(t, d.ok("ssh-add", "-L"))
 	outer := d.copied("sh", "outer")
 	d.write("deploy", "#!/bin/sh\necho script $$ $PPID\n"+quoted(append([]string{program(t, "ssh")}, s.args("true")...))+"\nexit $?\n", 0o700)
-	session := *d // as a terminal has it, where the chain ends
-	session.start = func(c *exec.Cmd) error {
-		c.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-		return c.Start()
-	}
-	command := session.spawn(outer, "-c", "echo shell $$; ./deploy; exit $?")
+	// A session, as a terminal has one: the chain ends there.
+	command := d.apart(&syscall.SysProcAttr{Setsid: true}, outer, "-c", "echo shell $$; ./deploy; exit $?")
 	pids := command.wait(`^script (\d+) (\d+)$`)
 	shell := command.wait(`^shell (\d+)$`)[1]
 	if pids[2] != shell {

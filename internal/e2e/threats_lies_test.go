@@ -67,6 +67,10 @@ func TestThreat_T11_LyingDevice(t *testing.T) {
 			bind.SessionID = c.Destination.Binds[0].SessionID
 			c.Destination.Binds = []envelope.Bind{bind}
 		}, "statement 1 is not signed by its host"},
+		{"a statement for this session by a host of its own", func(c *envelope.Context) {
+			c.Destination.HostNames = []string{name}
+			c.Destination.Binds = []envelope.Bind{friend.says(c.Destination.Binds[0].SessionID, false)}
+		}, "the login does not name its host key"},
 		{"no statement", func(c *envelope.Context) { c.Destination.HostNames, c.Destination.Binds = []string{name}, nil },
 			"no statement of the host came with the request"},
 		{"nothing", func(c *envelope.Context) { c.Destination = nil }, "no statement of the host came with the request"},

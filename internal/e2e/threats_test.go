@@ -142,8 +142,10 @@ func (p *phone) privateHalves() map[string][]byte {
 func looking(secrets map[string][]byte) needles {
 	n := needles{}
 	for what, secret := range secrets {
-		n.add(what, secret)
-		n.add(what, secret[:min(len(secret), 16)]) // as a log that cuts would have it
+		for _, form := range [][]byte{secret, bytes.TrimLeft(secret, "\x00")} { // the second is SSH's
+			n.add(what, form)
+			n.add(what, form[:min(len(form), 16)]) // as a log that cuts would have it
+		}
 	}
 	return n
 }

@@ -197,3 +197,17 @@ func TestWakeAndWait(t *testing.T) {
 		t.Errorf("%v", r)
 	}
 }
+
+// A push wakes the phone and asks it for nothing.
+func TestThreat_T05_PushSignsNothing(t *testing.T) {
+	t.Parallel()
+	s := newSleeper(t)
+	s.pushed()
+	s.ok("vmux-wake", "--wait")
+	if n := len(s.service.Pushes()); n != 1 {
+		t.Errorf("%d pushes", n)
+	}
+	if out := s.phone.serving.output(); strings.Contains(out, `"event":"request"`) || !strings.Contains(out, `"event":"connected"`) {
+		t.Errorf("%s", out)
+	}
+}

@@ -265,13 +265,17 @@ func BenchmarkNames(b *testing.B) {
 		return k, strings.TrimSpace(string(ssh.MarshalAuthorizedKey(k)))
 	}
 	var keys []ssh.PublicKey
-	var all, same []string
+	var all, same, patterns []string
 	for i := range lines {
 		k, line := key()
 		keys = append(keys, k)
 		all = append(all, knownhosts.HashHostname("host"+strconv.Itoa(i)+".example")+" "+line)
 		_, line, _ = strings.Cut(all[0], " ")
 		same = append(same, knownhosts.HashHostname("host"+strconv.Itoa(i)+".example")+" "+line)
+	}
+	for i := range lines {
+		_, line, _ := strings.Cut(all[0], " ")
+		patterns = append(patterns, "*.host"+strconv.Itoa(i)+".example* "+line)
 	}
 	names := make([]string, 2000)
 	for i := range names {
@@ -286,6 +290,7 @@ func BenchmarkNames(b *testing.B) {
 		{"last key, 3 candidates", all, keys[lines-1], 3},
 		{"last key, 2000 candidates, 16 ports", all, keys[lines-1], len(names)},
 		{"same key, 2000 candidates, 16 ports", same, keys[0], len(names)},
+		{"same key in patterns, 2000 candidates, 16 ports", patterns, keys[0], len(names)},
 	} {
 		b.Run(c.name, func(b *testing.B) {
 			file := write(b, c.lines...)

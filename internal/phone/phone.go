@@ -34,6 +34,10 @@ const (
 	// glance is how short. A phone that is back answers within milliseconds, and
 	// must not be refused because it was away a moment ago.
 	glance = 200 * time.Millisecond
+	// tooManyAgain is how often a request is made again that the phone has refused
+	// for too many others, and tooManyPause the time in between.
+	tooManyAgain = 4
+	tooManyPause = 250 * time.Millisecond
 	// knownAgain is how soon an address that is known is tried again in one search.
 	knownAgain = 250 * time.Millisecond
 	// refreshAfter is how old the key list of a linked phone may be before a
@@ -226,9 +230,7 @@ func (p *Phone) certify(ctx context.Context, r envelope.CertificateRequest) (cer
 	return c.Certificate, ca, nil
 }
 
-// request sends req on the phone's link, which it opens if need be, when it is
-// its turn, and sets its time. A request that a dead link swallowed unseen is
-// sent once more, under the same id.
+// request sends req when it is its turn, and sets its time.
 func (p *Phone) request(ctx context.Context, req envelope.Payload, created *envelope.Time) (envelope.Payload, error) {
 	start := time.Now()
 	// First of all: nobody waits for a turn with a phone that is not there.
@@ -244,7 +246,24 @@ func (p *Phone) request(ctx context.Context, req envelope.Payload, created *enve
 		p.o.Log.Debug("waited for other requests", "phone", p.name(), "after", time.Since(start).Round(time.Millisecond))
 		start = time.Now()
 	}
-	*created = envelope.At(time.Now())
+	for again := 0; ; again++ {
+		*created = envelope.At(time.Now())
+		a, err := p.send(ctx, req, start)
+		// A prompt that was withdrawn may take the phone a moment to put away.
+		if !errors.Is(err, ErrTooMany) || again == tooManyAgain {
+			return a, err
+		}
+		select {
+		case <-time.After(tooManyPause):
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
+	}
+}
+
+// send sends req on the phone's link, which it opens if need be. A request that
+// a dead link swallowed unseen is sent once more, under the same id.
+func (p *Phone) send(ctx context.Context, req envelope.Payload, start time.Time) (envelope.Payload, error) {
 	id := transport.NewID()
 	for again := false; ; again = true {
 		link, err := p.reach(ctx, max(retryTimeout, reachTimeout-time.Since(start)))
@@ -560,13 +579,13 @@ func (p *Phone) freshen() {
 
 // Status is how things stand with one phone.
 type Status struct {
-	Name      string        `json:"name"`
-	Pin       string        `json:"pin"`
-	Connected bool          `json:"connected"`
-	Address   string        `json:"address,omitzero"` // last known
-	Software  string        `json:"software,omitzero"`
-	Skew      time.Duration `json:"skewNanoseconds,omitzero"`
-	Keys      int           `json:"keys"`
+	Name      string `json:"name"`
+	Pin       string `json:"pin"`
+	Connected bool   `json:"connected"`
+	Address   string `json:"address,omitzero"` // last known
+	Software  string `json:"software,omitzero"`
+	Skew      int64  `json:"skewNanoseconds,omitzero"` // how far its clock is ahead
+	Keys      int    `json:"keys"`
 }
 
 // Status says how things stand, without asking the phone.
@@ -575,7 +594,7 @@ func (p *Phone) Status() Status {
 	defer p.mu.Unlock()
 	s := Status{Name: p.last.Name, Pin: p.last.Pin, Address: p.last.Address, Software: p.last.Software, Keys: len(p.last.Keys)}
 	if p.link != nil && p.link.Err() == nil {
-		s.Connected, s.Skew = true, p.link.Skew()
+		s.Connected, s.Skew = true, int64(p.link.Skew())
 	}
 	return s
 }

@@ -77,6 +77,40 @@ func TestTurns(t *testing.T) {
 	})
 }
 
+// A phone that puts a withdrawn prompt away slowly is asked again, and not for
+// ever.
+func TestTooManyIsAskedAgain(t *testing.T) {
+	for busy, want := range map[int]error{tooManyAgain: nil, 100: ErrTooMany} {
+		synctest.Test(t, func(t *testing.T) {
+			r := newRig(t)
+			ids := map[string]bool{}
+			r.sign = func(_ context.Context, n int, q *envelope.SignRequest) (envelope.Payload, error) {
+				if age := time.Since(q.CreatedAt.Time); age > time.Millisecond {
+					t.Errorf("a request of %v ago", age)
+				}
+				if n <= busy {
+					return nil, envelope.Errorf(envelope.CodeTooMany, "busy")
+				}
+				return &envelope.SignResponse{Signature: []byte("signed")}, nil
+			}
+			r.serve(t, "phone:1", r.paired)
+			start := time.Now()
+			if _, err := r.ask(t.Context()); !errors.Is(err, want) {
+				t.Errorf("%v", err)
+			}
+			if took := time.Since(start); took != tooManyAgain*tooManyPause {
+				t.Errorf("took %v", took)
+			}
+			for _, id := range r.ids {
+				if ids[id] {
+					t.Error("an id twice")
+				}
+				ids[id] = true
+			}
+		})
+	}
+}
+
 func TestNobodyWaitsForAPhoneThatIsAway(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t)

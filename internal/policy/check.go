@@ -3,14 +3,16 @@
 package policy
 
 import (
-	"encoding/base64"
 	"errors"
 	"fmt"
+	"path"
 	"slices"
 	"strconv"
 	"strings"
 	"unicode"
 	"unicode/utf8"
+
+	"vmux.app/toolkit/internal/fingerprint"
 )
 
 // Bounds of a policy: far above what a person can keep in mind, and low enough that a decision takes no time.
@@ -46,8 +48,7 @@ func ParseAction(value string) (Action, error) {
 func (r *Rule) Set(name string, values []string) error {
 	lists := map[string]*[]string{"kind": &r.Kind, "key": &r.Key, "host": &r.Host, "user": &r.User,
 		"executable": &r.Executable, "ancestor": &r.Ancestor}
-	want := Want(name)
-	fail := func(format string, a ...any) error { return &FieldError{name, fmt.Sprintf(format, a...), want} }
+	fail := func(format string, a ...any) error { return &FieldError{name, fmt.Sprintf(format, a...), Want(name)} }
 	list := lists[name]
 	switch {
 	case !slices.Contains(Fields(), name):
@@ -60,8 +61,12 @@ func (r *Rule) Set(name string, values []string) error {
 		return fail("has %d values, more than %d", len(values), MaxValues)
 	}
 	for _, v := range values {
-		if problem := check(name, v); problem != "" {
-			return fail("%s %s", shortened(v), problem)
+		problem, want := check(name, v), Want(name)
+		if problem == "" {
+			problem, want = never(name, v)
+		}
+		if problem != "" {
+			return &FieldError{name, shortened(v) + " " + problem, want}
 		}
 	}
 	switch {
@@ -140,8 +145,8 @@ func check(name, v string) string {
 	case "key", "host":
 		begin, rest, _ := strings.Cut(v, ":")
 		switch {
-		case begin+":" == fingerprintPrefix:
-			if !fingerprint(rest) {
+		case begin+":" == fingerprint.Prefix:
+			if !fingerprint.Valid(v) {
 				return "is no fingerprint: SHA256: and 43 characters"
 			}
 		case rest != "" && (strings.EqualFold(begin, "SHA256") || strings.EqualFold(begin, "MD5")):
@@ -161,10 +166,92 @@ func check(name, v string) string {
 	return ""
 }
 
-// fingerprint says whether s is SHA-256 in base64 without padding, bits that do not count being zero.
-func fingerprint(s string) bool {
-	b, err := base64.RawStdEncoding.Strict().DecodeString(s)
-	return err == nil && len(b) == 32
+// never says why a value that looks right cannot match anything, and what would.
+func never(name, v string) (problem, want string) {
+	instead := func(s string) string { return fmt.Sprintf("%s = %q", name, s) }
+	switch name {
+	case "key": // the words of ssh-add -l are bits, fingerprint, comment and type
+		if _, rest, ok := strings.Cut(v, " "+fingerprint.Prefix); ok {
+			sum, _, _ := strings.Cut(rest, " ")
+			if sum = fingerprint.Prefix + sum; fingerprint.Valid(sum) {
+				return "is a line of ssh-add -l", instead(sum)
+			}
+			return "is a line of ssh-add -l", "the fingerprint alone, which begins with " + fingerprint.Prefix
+		}
+	case "host":
+		return neverHost(v, instead)
+	case "executable", "ancestor":
+		bare := strings.TrimSuffix(v, " (deleted)") // as internal/process has it
+		clean := path.Clean(bare)
+		switch {
+		case v == Unknown:
+		case bare != v:
+			return `ends in " (deleted)", which is not looked at`, instead(bare)
+		case strings.HasSuffix(v, "/"):
+			return "is a directory's path", instead(strings.TrimRight(v, "/") + "/*")
+		case clean != v:
+			if want = instead(clean); check(name, clean) != "" {
+				want = Want(name)
+			}
+			return "is not how the system writes a path", want
+		}
+	}
+	return "", ""
+}
+
+// neverHost is about names: ssh writes [NAME]:PORT, NAME where the port is 22, and no dot at the end.
+func neverHost(v string, instead func(string) string) (problem, want string) {
+	switch {
+	case strings.HasPrefix(v, fingerprint.Prefix), v == Unverified:
+		return "", ""
+	case strings.EqualFold(v, Unverified):
+		return "is not in small letters", instead(Unverified)
+	}
+	name := v
+	if inner, ok := strings.CutPrefix(v, "["); ok {
+		inner, rest, closed := strings.Cut(inner, "]")
+		number, _ := strings.CutPrefix(rest, ":")
+		switch {
+		case strings.ContainsAny(rest, wildcards), !closed && strings.ContainsAny(inner, wildcards):
+			return "", "" // they may stand for what is missing
+		case inner != "" && closed && (rest == "" || rest == ":22"):
+			return "is not how ssh writes a name on port 22", instead(inner)
+		case inner == "" || !strings.HasPrefix(rest, ":") || !isPort(number):
+			return "is neither a name nor [name]:port", instead("[name]:2222")
+		}
+		name = inner
+	} else if before, number, ok := strings.Cut(v, ":"); ok && !strings.Contains(number, ":") && !colon(before, number) {
+		switch {
+		case before == "" || !isPort(number):
+			return "is neither a name nor [name]:port", instead("[name]:2222")
+		case number == "22":
+			return "is not how ssh writes a name on port 22", instead(before)
+		}
+		return "has a port without brackets", instead("[" + before + "]:" + number)
+	}
+	if strings.HasSuffix(name, ".") {
+		return "has a dot at the end of the name", instead(strings.Replace(v, name, strings.TrimRight(name, "."), 1))
+	}
+	return "", ""
+}
+
+// colon says whether a pattern with one colon may stand for [NAME]:PORT or an IPv6 address.
+func colon(before, after string) bool {
+	notAddress := func(r rune) bool { return !strings.ContainsRune("0123456789abcdefABCDEF%"+wildcards, r) }
+	switch {
+	case !strings.ContainsAny(before+after, wildcards):
+		return false
+	case !strings.ContainsFunc(before, notAddress):
+		return true
+	}
+	return strings.ContainsAny(before[:1], "["+wildcards) && strings.ContainsAny(before[len(before)-1:], "]"+wildcards)
+}
+
+const wildcards = "*?"
+
+func isPort(s string) bool {
+	n, err := strconv.ParseUint(s, 10, 16)
+	return err == nil && n > 0
 }
 
 // bounds of what is shown.

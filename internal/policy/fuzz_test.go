@@ -56,10 +56,10 @@ type known struct {
 }
 
 func (d *dice) known() known {
-	programs := []string{"", "/bin/a", "/bin/b", "/bin/b (deleted)", "/opt/b"}
+	programs := []string{"", "/bin/a", "/bin/b", "/opt/b"}
 	k := known{
 		kind: d.one([]string{Login, Login, Login, SSHSIG, PAM, Certificate, Opaque, "new", ""}), namespace: d.one([]string{"git", "file", ""}),
-		key: d.one([]string{printA, printB}), comment: d.one([]string{"work", "home", "work laptop", printA, ""}), user: d.one([]string{"git", "root", ""}),
+		key: d.one([]string{printA, printB}), comment: d.one([]string{"work", "home", "work laptop", printA, ""}), user: d.one([]string{"git", "root", "", "git:x", "root/x:y"}),
 		print: d.one([]string{"", printA, printB}), program: d.one(programs), forwarded: d.roll(2) == 1,
 	}
 	for range d.roll(3) {
@@ -78,8 +78,8 @@ func (k known) facts() *Facts {
 		Ancestors:  func() []string { return k.programs }}
 }
 
-// pattern is match by means of another matcher.
-func pattern(p, s, flags string) bool {
+// fits is pattern.Match by means of another matcher.
+func fits(p, s, flags string) bool {
 	p = strings.NewReplacer(`\*`, ".*", `\?`, ".").Replace(regexp.QuoteMeta(p))
 	return regexp.MustCompile("(?s" + flags + ")^" + p + "$").MatchString(s)
 }
@@ -94,7 +94,7 @@ func naive(p *Policy, k known) (Action, int) {
 		if path == "" {
 			return value == "unknown"
 		}
-		return value != "unknown" && pattern(value, strings.TrimSuffix(path, " (deleted)"), "")
+		return value != "unknown" && fits(value, path, "")
 	}
 	for i, r := range p.Rules {
 		kinds := r.Kind
@@ -109,13 +109,13 @@ func naive(p *Policy, k known) (Action, int) {
 		for _, c := range []claim{
 			{kinds, func(v string) bool {
 				v, namespace, ok := strings.Cut(v, ":")
-				return v == k.kind && (!ok || pattern(namespace, k.namespace, ""))
+				return v == k.kind && (!ok || fits(namespace, k.namespace, ""))
 			}},
 			{r.Key, func(v string) bool {
 				if strings.HasPrefix(v, "SHA256:") {
 					return v == k.key
 				}
-				return pattern(v, k.comment, "")
+				return fits(v, k.comment, "")
 			}},
 			{r.Host, func(v string) bool {
 				switch {
@@ -128,11 +128,12 @@ func naive(p *Policy, k known) (Action, int) {
 				}
 				return slices.ContainsFunc(k.names, func(n string) bool {
 					bare := regexp.MustCompile(`^\[(.*)\]:[0-9]+$`).ReplaceAllString(n, "$1")
-					return pattern(v, n, "i") || pattern(v, bare, "i")
+					return fits(v, n, "i") || fits(v, bare, "i")
 				})
 			}},
 			{r.User, func(v string) bool {
-				return (k.kind == "login" || k.kind == "pam_ssh_agent_auth") && pattern(v, k.user, "")
+				bare := regexp.MustCompile(`^([^:/]*).*$`).ReplaceAllString(k.user, "$1")
+				return (k.kind == "login" || k.kind == "pam_ssh_agent_auth") && (fits(v, k.user, "") || r.Action == Refuse && fits(v, bare, ""))
 			}},
 			{r.Executable, func(v string) bool { return isProgram(v, k.program) }},
 			{r.Ancestor, func(v string) bool {

@@ -8,6 +8,9 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+
+	"vmux.app/toolkit/internal/fingerprint"
+	"vmux.app/toolkit/internal/pattern"
 )
 
 // Action is what happens to a request. Whatever is not Ask counts as Refuse.
@@ -33,9 +36,6 @@ const (
 	No  = "no"
 )
 
-// fingerprintPrefix begins a fingerprint as ssh-keygen -l prints it.
-const fingerprintPrefix = "SHA256:"
-
 // Rule matches a request when each of its fields does; an empty field matches whatever. A field matches
 // when one of its values does. Set checks values, Check a whole rule.
 type Rule struct {
@@ -48,7 +48,7 @@ type Rule struct {
 	Kind       []string
 	Key        []string // fingerprints, and patterns over the comment
 	Host       []string // fingerprints, patterns over names with or without port in any case, "unverified"; matches logins only
-	User       []string // patterns; matches logins and pam_ssh_agent_auth only
+	User       []string // patterns; matches logins and pam_ssh_agent_auth only. One that refuses also matches the account in it
 	Executable []string // patterns over the path of the program that connected, "unknown"
 	Ancestor   []string // the same over the processes that it descends from, any of them
 	Forwarded  string   // "yes", "no", or empty
@@ -77,11 +77,10 @@ type Facts struct {
 	// Host gives the SHA256 fingerprint of the host key that is proven for a login, "" if none is, and the
 	// names that are known for it.
 	Host func() (fingerprint string, names []string)
-	// Executable gives the path of the program that connected, "" if it cannot be told. " (deleted)" at the end
-	// does not count.
+	// Executable gives the path of the program that connected, "" if it cannot be told.
 	Executable func() string
 	// Ancestors gives the paths of the processes that the one that connected descends from, with "" for each
-	// that cannot be told, one "" if none can.
+	// that cannot be told, and at the end if there may be more.
 	Ancestors func() []string
 }
 
@@ -161,7 +160,7 @@ func (p *Policy) Hosts() []string {
 	}
 	for _, r := range p.Rules {
 		for _, h := range r.Host {
-			if h == Unverified || strings.HasPrefix(h, fingerprintPrefix) || strings.ContainsAny(h, "*?") {
+			if h == Unverified || strings.HasPrefix(h, fingerprint.Prefix) || strings.ContainsAny(h, "*?") {
 				continue
 			}
 			if h = strings.ToLower(h); !slices.Contains(names, h) {
@@ -214,10 +213,10 @@ type request struct {
 	*Facts
 	hasHost, hasExecutable, hasAncestors bool
 
-	fingerprint string
-	names       []string
-	program     string
-	programs    []string
+	hostKey  string
+	names    []string
+	program  string
+	programs []string
 }
 
 // mismatch gives the first of the rule's fields that does not match, those first that cost nothing.
@@ -229,7 +228,7 @@ func (r *request) mismatch(rule *Rule) field {
 		return kind
 	case !either(rule.Key, r.isKey):
 		return key
-	case !either(rule.User, r.isUser):
+	case !either(rule.User, func(value string) bool { return r.isUser(value, rule.Action) }):
 		return user
 	case rule.Forwarded != "" && rule.Forwarded != yesNo(r.Forwarded):
 		return forwarded
@@ -249,39 +248,54 @@ func either(values []string, is func(string) bool) bool {
 
 func (r *request) isKind(value string) bool {
 	if namespace, ok := strings.CutPrefix(value, SSHSIG+":"); ok {
-		return r.Kind == SSHSIG && match(namespace, r.Namespace, false)
+		return r.Kind == SSHSIG && pattern.Match(namespace, r.Namespace, false)
 	}
 	return value == r.Kind
 }
 
 func (r *request) isKey(value string) bool {
-	if strings.HasPrefix(value, fingerprintPrefix) {
+	if strings.HasPrefix(value, fingerprint.Prefix) {
 		return value == r.Key
 	}
-	return match(value, r.Comment, false)
+	return pattern.Match(value, r.Comment, false)
 }
 
 func (r *request) hasUser() bool { return r.Kind == Login || r.Kind == PAM }
 
-func (r *request) isUser(value string) bool { return r.hasUser() && match(value, r.User, false) }
+func (r *request) isUser(value string, action Action) bool {
+	// A server that knows neither styles nor roles may have somebody else by the longer name, so that no rule
+	// that asks for an account is for it.
+	return r.hasUser() && (pattern.Match(value, r.User, false) || action != Ask && pattern.Match(value, account(r.User), false))
+}
+
+// account gives the account that user may stand for: OpenSSH takes USER:STYLE for USER, and with the patch for
+// SELinux that Debian and Fedora have, USER/ROLE too.
+func account(user string) string {
+	if i := strings.IndexAny(user, ":/"); i >= 0 {
+		return user[:i]
+	}
+	return user
+}
 
 func (r *request) isHost(value string) bool {
 	if r.Kind != Login {
 		return false
 	}
 	if !r.hasHost && r.Host != nil {
-		r.fingerprint, r.names = r.Host()
+		r.hostKey, r.names = r.Host()
 	}
 	r.hasHost = true
 	switch {
 	case value == Unverified:
-		return r.fingerprint == ""
-	case r.fingerprint == "":
+		return r.hostKey == ""
+	case r.hostKey == "":
 		return false
-	case strings.HasPrefix(value, fingerprintPrefix):
-		return value == r.fingerprint
+	case strings.HasPrefix(value, fingerprint.Prefix):
+		return value == r.hostKey
 	}
-	return slices.ContainsFunc(r.names, func(name string) bool { return match(value, name, true) || match(value, portless(name), true) })
+	return slices.ContainsFunc(r.names, func(name string) bool {
+		return pattern.Match(value, name, true) || pattern.Match(value, portless(name), true)
+	})
 }
 
 // portless gives the name in [name]:port, as known_hosts has it of other ports than 22, so that a rule about a host is not
@@ -318,11 +332,8 @@ func isProgram(value, path string) bool {
 	if path == "" || value == Unknown {
 		return path == "" && value == Unknown
 	}
-	return match(value, undeleted(path), false)
+	return pattern.Match(value, path, false)
 }
-
-// undeleted takes away what Linux appends to the path of a program whose file was replaced or removed.
-func undeleted(path string) string { return strings.TrimSuffix(path, " (deleted)") }
 
 func yesNo(b bool) string {
 	if b {
@@ -360,10 +371,10 @@ func (r *request) why(rule *Rule, f field) string {
 			return "host: " + r.Kind + " has none"
 		}
 		is := Unverified
-		if r.fingerprint != "" {
-			is = r.fingerprint + " without a name"
+		if r.hostKey != "" {
+			is = r.hostKey + " without a name"
 			if len(r.names) > 0 {
-				is = r.fingerprint + " " + list(r.names, maxList)
+				is = r.hostKey + " " + list(r.names, maxList)
 			}
 		}
 		return differs("host", is, rule.Host)
@@ -390,5 +401,5 @@ func program(path string) string {
 	if path == "" {
 		return Unknown
 	}
-	return undeleted(path)
+	return path
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"reflect"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 )
@@ -30,6 +31,8 @@ func with(change func(*Facts)) *Facts {
 	change(f)
 	return f
 }
+
+func as(user string) *Facts { return with(func(f *Facts) { f.User = user }) }
 
 func named(host string) *Facts {
 	return with(func(f *Facts) { f.Host = func() (string, []string) { return printB, []string{host} } })
@@ -91,18 +94,19 @@ func TestRuleMatches(t *testing.T) {
 			[]*Facts{with(func(f *Facts) { f.Host = func() (string, []string) { return printB, []string{"unverified"} } })}},
 
 		{"user", Rule{Action: Ask, User: []string{"root", "gi?"}}, []*Facts{login(), of(PAM)}, []*Facts{of(SSHSIG), of(Opaque), {Kind: Login, User: "Git"}}},
+		{"account to refuse", Rule{Action: Refuse, User: []string{"root"}}, []*Facts{as("root"), as("root:x"), as("root/x"), as("root:x/y"), as("root/x:y"), as("root:"),
+			{Kind: PAM, User: "root:x"}}, []*Facts{as("x:root"), as("roo"), as("rootx"), as(":root"), {Kind: SSHSIG, User: "root:x"}}},
+		{"account to ask for", Rule{Action: Ask, User: []string{"git"}}, []*Facts{as("git")}, []*Facts{as("git:x"), as("git/x")}},
+		{"account with a style", Rule{Action: Refuse, User: []string{"root:x"}}, []*Facts{as("root:x")}, []*Facts{as("root"), as("root:y")}},
 		{"any user", Rule{Action: Refuse, User: []string{"*"}}, []*Facts{login(), {Kind: Login}, of(PAM)}, []*Facts{of(SSHSIG), of(Opaque), of(Certificate)}},
 
-		{"executable", Rule{Action: Ask, Executable: []string{"/usr/bin/ssh"}}, []*Facts{login(),
-			with(func(f *Facts) { f.Executable = func() string { return "/usr/bin/ssh (deleted)" } })},
-			[]*Facts{bareLogin, with(func(f *Facts) { f.Executable = func() string { return "/tmp/usr/bin/ssh" } }),
-				with(func(f *Facts) { f.Executable = func() string { return "/usr/bin/ssh (deleted) (deleted)" } })}},
+		{"executable", Rule{Action: Ask, Executable: []string{"/usr/bin/ssh"}}, []*Facts{login()},
+			[]*Facts{bareLogin, with(func(f *Facts) { f.Executable = func() string { return "/tmp/usr/bin/ssh" } })}},
 		{"unknown executable", Rule{Action: Ask, Executable: []string{Unknown}}, []*Facts{bareLogin, with(func(f *Facts) { f.Executable = func() string { return "" } })},
 			[]*Facts{login(), with(func(f *Facts) { f.Executable = func() string { return "unknown" } })}},
 		{"any executable", Rule{Action: Ask, Executable: []string{"*"}}, []*Facts{login()}, []*Facts{bareLogin}},
 		{"ancestor", Rule{Action: Ask, Ancestor: []string{"*/node"}}, []*Facts{login()}, []*Facts{bareLogin, with(func(f *Facts) { f.Ancestors = func() []string { return nil } })}},
 		{"the program is no ancestor", Rule{Action: Ask, Ancestor: []string{"/usr/bin/ssh"}}, nil, []*Facts{login()}},
-		{"ancestor that was replaced", Rule{Action: Ask, Ancestor: []string{"/bin/x"}}, []*Facts{with(func(f *Facts) { f.Ancestors = func() []string { return []string{"", "/bin/x (deleted)"} } })}, nil},
 		{"unknown ancestor", Rule{Action: Ask, Ancestor: []string{Unknown}}, []*Facts{bareLogin, with(func(f *Facts) { f.Ancestors = func() []string { return []string{"/bin/sh", ""} } })},
 			[]*Facts{login(), with(func(f *Facts) { f.Ancestors = func() []string { return nil } })}},
 
@@ -242,7 +246,7 @@ func TestExplain(t *testing.T) {
 		{Rule{Action: Ask, Host: []string{"a"}}, bareLogin, "host is unverified, wanted a"},
 		{Rule{Action: Ask, Host: []string{"a"}}, of(PAM), "host: pam_ssh_agent_auth has none"},
 		{Rule{Action: Ask, Executable: many}, bareLogin, "executable is unknown, wanted /1, /2, /3, /4, /5, /6, /7, /8, 2 more"},
-		{Rule{Action: Ask, Executable: []string{"/a"}}, with(func(f *Facts) { f.Executable = func() string { return "/b (deleted)" } }), "executable is /b, wanted /a"},
+		{Rule{Action: Ask, Executable: []string{"/a"}}, with(func(f *Facts) { f.Executable = func() string { return "/b" } }), "executable is /b, wanted /a"},
 		{Rule{Action: Ask, Executable: []string{"/a"}}, with(func(f *Facts) { f.Executable = func() string { return "/b\x1b[2J" } }), `executable is "/b\x1b[2J", wanted /a`},
 		{Rule{Action: Ask, Ancestor: []string{"/a"}}, login(), "ancestor is /usr/bin/git, /usr/lib/node/bin/node, /usr/bin/bash, wanted /a"},
 		{Rule{Action: Ask, Ancestor: []string{"/a"}}, bareLogin, "ancestor is unknown, wanted /a"},
@@ -308,7 +312,7 @@ func TestSet(t *testing.T) {
 		{"action", []string{"ask"}},
 		{"kind", []string{"login", "sshsig", "sshsig:git", "sshsig:a b*", "pam_ssh_agent_auth", "certificate", "opaque"}},
 		{"key", []string{printA, "work laptop", "MD5", "é?", "SHA256*"}},
-		{"host", []string{printA, printB, "web.example.org", "[web]:22", "2001:db8::1", "*", "unverified", "md5.example.org"}},
+		{"host", []string{printA, printB, "web.example.org", "[web]:2222", "2001:db8::1", "*", "unverified", "md5.example.org"}},
 		{"user", []string{"git", "a b@c:d/e"}},
 		{"executable", []string{"/usr/bin/ssh", "*/node", "?x", "unknown"}},
 		{"ancestor", []string{"/a b", "*", "unknown"}},
@@ -323,7 +327,7 @@ func TestSet(t *testing.T) {
 	}
 	want := Rule{0, Ask, []string{"login", "sshsig", "sshsig:git", "sshsig:a b*", "pam_ssh_agent_auth", "certificate", "opaque"},
 		[]string{printA, "work laptop", "MD5", "é?", "SHA256*"},
-		[]string{printA, printB, "web.example.org", "[web]:22", "2001:db8::1", "*", "unverified", "md5.example.org"},
+		[]string{printA, printB, "web.example.org", "[web]:2222", "2001:db8::1", "*", "unverified", "md5.example.org"},
 		[]string{"git", "a b@c:d/e"}, []string{"/usr/bin/ssh", "*/node", "?x", "unknown"}, []string{"/a b", "*", "unknown"}, No}
 	if !reflect.DeepEqual(r, want) {
 		t.Errorf("%+v\nwant %+v", r, want)
@@ -390,6 +394,42 @@ func TestSetErrors(t *testing.T) {
 	for _, n := range []int{MaxValues, 1} {
 		if err := new(Rule).Set("user", slices.Repeat([]string{strings.Repeat("x", MaxValue)}, n)); err != nil {
 			t.Errorf("%d values: %v", n, err)
+		}
+	}
+}
+
+// What can match nothing is an error that says what would.
+func TestNever(t *testing.T) {
+	t.Parallel()
+	for field, values := range map[string]map[string]string{
+		"host": {
+			"web:2222": "[web]:2222", "web:22": "web", "web:": "[name]:2222", ":22": "[name]:2222", "web:ssh": "[name]:2222", "face:22": "face", "web*:2222": "[web*]:2222",
+			"*web:2222": "[*web]:2222", "[web]:22": "web", "[*.example.org]:22": "*.example.org", "[web]": "web", "[web]x": "[name]:2222", "[web]:x": "[name]:2222", "[web]:0": "[name]:2222",
+			"[web": "[name]:2222", "[]:2222": "[name]:2222", "[web]2222": "[name]:2222", "web.": "web", "*.": "*", "[web.]:2222": "[web]:2222",
+			"Unverified": "unverified", "UNVERIFIED": "unverified",
+		},
+		"executable": {"/usr/bin/": "/usr/bin/*", "/": "/*", "*/bin/": "*/bin/*", "/usr//bin/ssh": "/usr/bin/ssh", "/usr/./ssh": "/usr/ssh", "/bin/../ssh": "/ssh", "*/../ssh": "a path or a pattern",
+			"/usr/bin/ssh (deleted)": "/usr/bin/ssh"},
+		"ancestor": {"/opt/node/": "/opt/node/*"},
+		"key":      {"256 " + printA + " work laptop (ED25519)": printA, "256 " + printA: printA, "256 SHA256:abc work": "which begins with SHA256:"},
+	} {
+		for value, want := range values {
+			e, ok := errors.AsType[*FieldError](new(Rule).Set(field, []string{value}))
+			if !ok || e.Field != field || !strings.Contains(e.Want, want) || strings.Contains(want, printA) && strings.Contains(e.Want, "work") ||
+				field == "host" && e.Want != field+" = "+strconv.Quote(want) {
+				t.Errorf("%s %q: %+v, want %s", field, value, e, want)
+			}
+		}
+	}
+	for field, values := range map[string][]string{
+		"host":       {"*:2222", "?web*:22", "*]:2222", "[*", "[web]*", "[web*", "[web?:22", "[*]:2222", "[web]:?2", "[2001:db8::1]:2222", "2001:db8::1", "200?:*", "dead*:1", "::1", "unverified*", "fe80::1%eth0", "*.*"},
+		"executable": {"/usr/*", "*", "?", "/a b", "/usr/bin/..x", "unknown", "*(deleted)"},
+		"key":        {"a SHA256", printA},
+	} {
+		for _, value := range values {
+			if err := new(Rule).Set(field, []string{value}); err != nil {
+				t.Errorf("%s %q: %v", field, value, err)
+			}
 		}
 	}
 }

@@ -5,6 +5,7 @@ package process
 import (
 	"errors"
 	"fmt"
+	"os"
 
 	"golang.org/x/sys/unix"
 )
@@ -23,4 +24,21 @@ func Harden() error {
 		errs = append(errs, fmt.Errorf("RLIMIT_CORE: %w", err))
 	}
 	return errors.Join(errs...)
+}
+
+// flagNoAttach is P_LNOATTACH of <sys/proc.h>, which PT_DENY_ATTACH sets.
+const flagNoAttach = 0x1000
+
+// Protected says what Harden is to prevent: whether debuggers of the same user can get at our memory, and how
+// many bytes a core file may have.
+func Protected() (open bool, core uint64, err error) {
+	k, err := unix.SysctlKinfoProc("kern.proc.pid", os.Getpid())
+	if err != nil {
+		return true, 0, fmt.Errorf("kern.proc.pid: %w", err)
+	}
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_CORE, &limit); err != nil {
+		return true, 0, fmt.Errorf("RLIMIT_CORE: %w", err)
+	}
+	return k.Proc.P_flag&flagNoAttach == 0, limit.Cur, nil
 }

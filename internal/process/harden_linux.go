@@ -24,3 +24,18 @@ func Harden() error {
 	}
 	return errors.Join(errs...)
 }
+
+// Protected says what Harden is to prevent: whether other processes of the same user can get at our memory, and
+// how many bytes a core file may have.
+func Protected() (open bool, core uint64, err error) {
+	dumpable, err := unix.PrctlRetInt(unix.PR_GET_DUMPABLE, 0, 0, 0, 0)
+	if err != nil {
+		return true, 0, fmt.Errorf("PR_GET_DUMPABLE: %w", err)
+	}
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_CORE, &limit); err != nil {
+		return true, 0, fmt.Errorf("RLIMIT_CORE: %w", err)
+	}
+	// 2, suid_dumpable, makes core files for root, and keeps the user out as 0 does (proc(5)).
+	return dumpable == 1, limit.Cur, nil
+}

@@ -44,9 +44,16 @@ type Process struct {
 	Start uint64
 }
 
+// Leads says whether the process leads its session, which completes a chain that it ends.
+func (p Process) Leads() bool { return p.PID > 0 && p.PID == p.Session }
+
+// Undeleted gives the path that the file of an Executable had before it was replaced or removed.
+func Undeleted(executable string) string { return strings.TrimSuffix(executable, " (deleted)") }
+
 // Chain answers the process, its parent, and so on, up to and including the leader of its session; at most 32. It
-// ends earlier where a parent is gone, is in another session (the leader has ended and left its children to a reaper) or is
-// younger than its child (the pid was given away). The error is about the first process only: ErrNoProcess, or what
+// ends earlier where a parent is gone, is in another session (a process between has ended and left its children to a reaper) or is
+// younger than its child (the pid was given away); its last one leads the session unless it ended earlier. A reaper of the same
+// session is taken for the parent. The error is about the first process only: ErrNoProcess, or what
 // the system said, wrapped.
 func Chain(pid int) ([]Process, error) { return chain(pid, look) }
 
@@ -57,7 +64,7 @@ func chain(pid int, look func(int) (Process, error)) ([]Process, error) {
 	}
 	all := []Process{p}
 	seen := map[int]bool{p.PID: true}
-	for len(all) < maxChain && p.PID != p.Session && p.Parent > 0 && !seen[p.Parent] {
+	for len(all) < maxChain && !p.Leads() && p.Parent > 0 && !seen[p.Parent] {
 		parent, err := look(p.Parent)
 		if err != nil || parent.Session != p.Session || parent.Start > p.Start {
 			break

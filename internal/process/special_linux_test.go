@@ -26,6 +26,9 @@ func childSpecial(verb, arg string) string {
 	switch verb {
 	case "pid":
 		return strconv.Itoa(os.Getpid())
+	case "protected":
+		open, _, err := Protected()
+		return fmt.Sprint(open, err)
 	case "harden":
 		if err := Harden(); err != nil {
 			return err.Error()
@@ -37,6 +40,9 @@ func childSpecial(verb, arg string) string {
 		dumpable, err := unix.PrctlRetInt(unix.PR_GET_DUMPABLE, 0, 0, 0, 0)
 		if err != nil {
 			return err.Error()
+		}
+		if open, limit, err := Protected(); err != nil || open || limit != 0 {
+			return fmt.Sprintf("protected: open %v, core %d, %v", open, limit, err)
 		}
 		// Our own view must stay whole.
 		all, err := Chain(os.Getpid())
@@ -107,7 +113,9 @@ func TestHarden(t *testing.T) {
 	}
 	hard, soft := startChild(t, path, "", unprivileged), startChild(t, path, "", unprivileged)
 	checker := startChild(t, path, "", unprivileged)
-	soft.do("pid")
+	if got := soft.do("protected"); got != "true <nil>" {
+		t.Errorf("an ordinary process is protected: %s", got)
+	}
 	if got, want := hard.do("harden"), "dumpable 0 core 0 0"; got != want {
 		t.Fatalf("got %q, want %q", got, want)
 	}

@@ -11,7 +11,6 @@ package session
 
 import (
 	"context"
-	"encoding/base64"
 	"errors"
 	"fmt"
 	"maps"
@@ -24,6 +23,7 @@ import (
 
 	"golang.org/x/crypto/ssh"
 
+	sha256print "vmux.app/toolkit/internal/fingerprint"
 	"vmux.app/toolkit/internal/process"
 )
 
@@ -331,15 +331,6 @@ func clip(s string) string {
 // fingerprint is the SHA-256 of a public key in wire form.
 type fingerprint [32]byte
 
-var errFingerprint = errors.New("want SHA256: and 43 characters of base64")
+func parseFingerprint(s string) (fingerprint, error) { return sha256print.Parse(s) }
 
-func parseFingerprint(s string) (fingerprint, error) {
-	text, ok := strings.CutPrefix(s, "SHA256:")
-	b, err := base64.RawStdEncoding.Strict().DecodeString(text)
-	if !ok || err != nil || len(b) != len(fingerprint{}) || len(text) != 43 {
-		return fingerprint{}, errFingerprint
-	}
-	return fingerprint(b), nil
-}
-
-func (f fingerprint) String() string { return "SHA256:" + base64.RawStdEncoding.EncodeToString(f[:]) }
+func (f fingerprint) String() string { return sha256print.Format(f) }

@@ -188,11 +188,11 @@ func (h *Home) CA() (ssh.PublicKey, error) {
 func (h *Home) authority() (ssh.Signer, error) { return readKey(h.path(caName)) }
 
 // lock takes the lock under which files change.
-func (h *Home) lock() (release func(), err error) { return h.lockWithin(lockWait) }
+func (h *Home) lock() (release func(), err error) { return h.lockWhile(context.Background()) }
 
-// lockWithin is lock for who cannot wait as long. Error: ErrHomeBusy.
-func (h *Home) lockWithin(wait time.Duration) (release func(), err error) {
-	ctx, cancel := context.WithTimeout(context.Background(), wait)
+// lockWhile is lock for who may not have as long as lockWait. Error: ErrHomeBusy.
+func (h *Home) lockWhile(ctx context.Context) (release func(), err error) {
+	ctx, cancel := context.WithTimeout(ctx, lockWait)
 	defer cancel()
 	for {
 		release, err := tryLock(h.path(lockName))

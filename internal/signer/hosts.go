@@ -4,14 +4,17 @@ package signer
 
 import (
 	"cmp"
+	"context"
 	"encoding/base64"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"maps"
+	"net/netip"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -36,8 +39,9 @@ const (
 	maxHostName = 255
 	// maxHostsFile bounds the file in bytes: all of the above takes 3 MB.
 	maxHostsFile = 4 << 20
-	// rememberWait is how long a signature waits for a command that is changing the
-	// home. Then it is given, and the key is not remembered.
+	// rememberWait is how long a signature waits until its host key is remembered,
+	// for other logins, commands that are changing the home and the disk together.
+	// Then it is given, and a key that is not being written by then not remembered.
 	rememberWait = time.Second
 )
 
@@ -65,23 +69,73 @@ type approved struct {
 	Last  string `json:"last"`
 }
 
-// hostName gives a claimed name as it is remembered. Only one that shows as
-// itself is: text that could pass for something else in a prompt, or two names,
-// or for the like of another name, is not fit.
+// hostName gives a claimed name as it is remembered and shown: NAME, or
+// [NAME]:PORT where the port is not 22, in lower case, without a dot at the end,
+// and an IP address in its usual form, so that spellings of one name are one. Only
+// what shows as itself is fit: no text that could pass for something else in a
+// prompt, for two names, or for the like of another one.
 func hostName(claimed string) (name string, ok bool) {
-	const sign = "sha256:"
-	name = strings.ToLower(claimed)
-	if name == "" || len(name) > maxHostName || name[0] == '-' || strings.HasPrefix(name, sign) {
+	if len(claimed) > maxHostName || strings.ContainsFunc(claimed, func(r rune) bool { return r <= ' ' || r > '~' }) {
 		return "", false
 	}
-	for _, c := range []byte(claimed) {
-		switch {
-		case c >= 'a' && c <= 'z', c >= 'A' && c <= 'Z', c >= '0' && c <= '9', strings.IndexByte(".-_:[]%@/+", c) >= 0:
-		default:
+	name = strings.ToLower(claimed)
+	port, ported := "", false
+	if inside, bracketed := strings.CutPrefix(name, "["); bracketed {
+		var after string
+		if name, after, ok = strings.Cut(inside, "]"); !ok {
 			return "", false
 		}
+		if port, ported = strings.CutPrefix(after, ":"); !ported && after != "" {
+			return "", false
+		}
+	} else if strings.Count(name, ":") == 1 { // an IPv6 address has more
+		name, port, ported = strings.Cut(name, ":")
 	}
-	return name, true
+	if n, err := strconv.ParseUint(port, 10, 16); ported && (err != nil || n == 0 || strconv.FormatUint(n, 10) != port) {
+		return "", false
+	}
+	name = strings.TrimSuffix(name, ".")
+	if a, err := netip.ParseAddr(name); err == nil {
+		// A zone tells interfaces apart where an address is one link's only. Elsewhere it
+		// would be a second spelling.
+		if z := a.Zone(); z != "" && (!a.IsLinkLocalUnicast() || !isLabel(z)) {
+			return "", false
+		}
+		name = a.Unmap().String()
+	} else if labels := strings.Split(name, "."); !each(labels, isLabel) || each(labels, isNumber) {
+		return "", false // inet_aton(3) takes 192.0.2.07 and 3221225991 for addresses
+	}
+	if ported && port != "22" {
+		name = "[" + name + "]:" + port
+	}
+	return name, len(name) <= maxHostName
+}
+
+func each(list []string, is func(string) bool) bool {
+	return !slices.ContainsFunc(list, func(s string) bool { return !is(s) })
+}
+
+// isLabel is for one label of a name in lower case. known_hosts has names with
+// underscores, too.
+func isLabel(s string) bool {
+	return s != "" && s[0] != '-' && s[len(s)-1] != '-' && strings.Trim(s, "abcdefghijklmnopqrstuvwxyz0123456789-_") == ""
+}
+
+// isNumber says whether inet_aton(3) takes a label for a number.
+func isNumber(s string) bool {
+	if hex, ok := strings.CutPrefix(s, "0x"); ok {
+		return strings.Trim(hex, "0123456789abcdef") == ""
+	}
+	return strings.Trim(s, "0123456789") == ""
+}
+
+// spelled gives a claimed name for people: as it is remembered, or, when it is
+// not fit, quoted and in ASCII, so that it does not look like another name.
+func spelled(claimed string) (text string, fit bool) {
+	if name, ok := hostName(claimed); ok {
+		return name, true
+	}
+	return strconv.QuoteToASCII(claimed), false
 }
 
 // fitNames are the names that are remembered, each once.
@@ -198,11 +252,17 @@ func (h approvals) rows() []HostKey {
 	return list
 }
 
+// is says whether a word of the owner's means this key. An empty one does not mean
+// those without a name.
+func (k HostKey) is(word string) bool {
+	name, ok := hostName(word)
+	return ok && k.Name == name || k.Fingerprint == word
+}
+
 // remove forgets a name or, named by its fingerprint, a key.
 func (h approvals) remove(what string) (gone []HostKey) {
-	name := strings.ToLower(what)
 	for _, k := range h.rows() {
-		if k.Name != name && k.Fingerprint != what {
+		if !k.is(what) {
 			continue
 		}
 		gone = append(gone, k)
@@ -325,15 +385,16 @@ func (h *Home) hosts() (approvals, error) {
 	known, err := h.readHosts()
 	var damaged *damagedError
 	if errors.As(err, &damaged) {
-		return h.updateHosts(lockWait, func(approvals) (bool, error) { return false, nil })
+		return h.updateHosts(context.Background(), func(approvals) (bool, error) { return false, nil })
 	}
 	return known, err
 }
 
 // updateHosts changes what is remembered: change gets that, and says whether it
-// changed anything. It gives what is on disk now.
-func (h *Home) updateHosts(wait time.Duration, change func(approvals) (bool, error)) (approvals, error) {
-	release, err := h.lockWithin(wait)
+// changed anything. It gives what is on disk now. Error: ErrHomeBusy when ctx
+// ends before its turn.
+func (h *Home) updateHosts(ctx context.Context, change func(approvals) (bool, error)) (approvals, error) {
+	release, err := h.lockWhile(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -382,11 +443,12 @@ func (h *Home) HostKeys() ([]HostKey, error) {
 // ErrNoHost, when a word is neither; nothing is forgotten then.
 func (h *Home) RemoveHosts(words ...string) ([]HostKey, error) {
 	gone := []HostKey{}
-	_, err := h.updateHosts(lockWait, func(known approvals) (bool, error) {
+	_, err := h.updateHosts(context.Background(), func(known approvals) (bool, error) {
 		before := known.rows()
 		for _, w := range words {
-			if !slices.ContainsFunc(before, func(k HostKey) bool { return k.Name == strings.ToLower(w) || k.Fingerprint == w }) {
-				return false, fmt.Errorf("%w: %s", ErrNoHost, clean(w))
+			if !slices.ContainsFunc(before, func(k HostKey) bool { return k.is(w) }) {
+				text, _ := spelled(w)
+				return false, fmt.Errorf("%w: %s", ErrNoHost, text)
 			}
 			gone = append(gone, known.remove(w)...)
 		}

@@ -13,12 +13,14 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/go-json-experiment/json"
 	"golang.org/x/crypto/ssh"
+	"golang.org/x/sys/unix"
 
 	"vmux.app/toolkit/internal/envelope"
 	"vmux.app/toolkit/internal/transport"
@@ -54,7 +56,7 @@ func TestThreat_T11_HostMemory(t *testing.T) {
 		heading string
 	}{
 		"known":          {[]string{"prod"}, "p", nil, []string{"as prod since 2026-11-01"}, "prod (claimed)"},
-		"known, case":    {[]string{"PrOd"}, "p", nil, []string{"as prod since 2026-11-01"}, "PrOd (claimed)"},
+		"known, case":    {[]string{"PrOd"}, "p", nil, []string{"as prod since 2026-11-01"}, "prod (claimed)"},
 		"known, partly":  {[]string{"new", "192.0.2.7"}, "p", nil, []string{"as 192.0.2.7 since 2026-11-06"}, "new (claimed)"},
 		"known, several": {[]string{"prod", "prod", "prod-2", "192.0.2.7"}, "p", nil, []string{"as prod since 2026-11-01, as prod-2 since 2026-11-01 and 1 more"}, "prod (claimed)"},
 		"one of two":     {[]string{"git"}, "g", nil, []string{"as git since 2026-11-02 (one of 2 keys)"}, "git (claimed)"},
@@ -86,7 +88,7 @@ func TestThreat_T11_HostMemory(t *testing.T) {
 		"not verified":        {[]string{"prod"}, "", nil, []string{"prod had a verified host key before:", print43("p") + " on 2026-11-20"}, "prod (claimed)"},
 		"new, not verified":   {[]string{"new"}, "", nil, nil, "new (claimed)"},
 		"nothing, unverified": {nil, "", nil, nil, "unknown host"},
-		"unfit":               {[]string{"prod,git", "prod ", "SHA256:" + strings.Repeat("p", 42) + "A", "pr\u043ed", "-"}, "x", nil, []string{"no, this host key was not approved before"}, "prod,git (claimed)"},
+		"unfit":               {[]string{"prod,git", "prod ", "SHA256:" + strings.Repeat("p", 42) + "A", "pr\u043ed", "-"}, "x", nil, []string{"no, this host key was not approved before"}, `"prod,git" (claimed, no host name)`},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -140,13 +142,117 @@ func TestHostNames(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct{ in, want string }{
 		{"prod", "prod"}, {"Prod.Example.ORG", "prod.example.org"}, {"[2001:DB8::1]:2222", "[2001:db8::1]:2222"}, {"fe80::1%eth0", "fe80::1%eth0"},
-		{"user@a/b+c_d", "user@a/b+c_d"}, {strings.Repeat("x", 255), strings.Repeat("x", 255)},
-		{"", ""}, {strings.Repeat("x", 256), ""}, {"a b", ""}, {"a,b", ""}, {"-a", ""}, {"*", ""}, {"a\n", ""}, {"a\x1b[2J", ""}, {"\u0440rod", ""},
-		{"SHA256:abc", ""}, {"sha256:abc", ""}, {"a(claimed)", ""}, {`a"`, ""}, {"\u212aelvin", ""}, {"a\xff", ""}, {"|1|x|y", ""},
+		{strings.Repeat("x", 255), strings.Repeat("x", 255)}, {"a_b-c.d2", "a_b-c.d2"}, {"7.example", "7.example"}, {"xn--prd-fmc", "xn--prd-fmc"},
+		// One spelling.
+		{"prod.", "prod"}, {"prod:22", "prod"}, {"[prod]:22", "prod"}, {"[Prod.]:22", "prod"}, {"prod.:22", "prod"}, {"[prod]", "prod"},
+		{"[prod]:2222", "[prod]:2222"}, {"prod:2222", "[prod]:2222"}, {"PROD.:2222", "[prod]:2222"},
+		{"192.0.2.7.", "192.0.2.7"}, {"::ffff:192.0.2.7", "192.0.2.7"}, {"::FFFF:c000:207", "192.0.2.7"}, {"[::ffff:192.0.2.7]:2222", "[192.0.2.7]:2222"}, {"192.0.2.7:22", "192.0.2.7"},
+		{"2001:0DB8:0:0:0:0:0:1", "2001:db8::1"}, {"[2001:db8:0::1]:22", "2001:db8::1"}, {"2001:db8::0.0.0.1", "2001:db8::1"}, {"2001:db8::1:22", "2001:db8::1:22"}, {"::22", "::22"}, {"FE80:0::1%Eth0", "fe80::1%eth0"}, {"::1.", "::1"},
+		// None.
+		{"", ""}, {".", ""}, {"[]", ""}, {"[]:22", ""}, {strings.Repeat("x", 256), ""}, {strings.Repeat("x", 250) + ":2222", ""}, {"a b", ""}, {"a,b", ""}, {"-a", ""}, {"a-", ""}, {"*", ""}, {"a\n", ""}, {"a\x1b[2J", ""},
+		{"SHA256:abc", ""}, {"sha256:abc", ""}, {"a(claimed)", ""}, {`a"`, ""}, {"a\xff", ""}, {"|1|x|y", ""}, {"[a", ""}, {"a]", ""}, {"[a]b", ""}, {"[a]22", ""}, {"[[a]]", ""},
+		{"prod:", ""}, {"prod:0", ""}, {"prod:022", ""}, {"prod:+22", ""}, {"prod:65536", ""}, {"prod:ssh", ""}, {"[prod]:", ""}, {"prod:22:22", ""}, {"prod..", ""}, {".prod", ""}, {"a..b", ""},
+		{" prod", ""}, {"prod ", ""}, {"\tprod", ""}, {"prod\u200b", ""}, {"pr\u00adod", ""}, {"\ufeffprod", ""}, {"prod\u202e", ""}, {"\u0440rod", ""}, {"\u212aelvin", ""}, {"prod\u3002", ""}, {"\uff50rod", ""}, {"pro\u0111", ""}, {"prod\u0301", ""},
+		{"root@prod", ""}, {"ssh://prod", ""}, {"prod/", ""}, {"prod+", ""}, {"prod%1", ""},
+		{"192.0.2.07", ""}, {"192.0.519", ""}, {"0xc0.0.2.7", ""}, {"3221225991", ""}, {"0300.0.2.7", ""}, {"192.0.2.7%a", ""}, {"2001:db8::1%eth0", ""}, {"fe80::1%", ""}, {"fe80::1%a b", ""}, {"fe80::1%a]", ""}, {"192.0.2.256", ""},
 	} {
 		got, ok := hostName(c.in)
-		if got != c.want || ok != (c.want != "") {
+		if ok != (c.want != "") || ok && got != c.want {
 			t.Errorf("%q: %q %v, want %q", c.in, got, ok, c.want)
+		}
+	}
+}
+
+// FuzzHostName finds names with two spellings, and names that are not what they
+// look like.
+func FuzzHostName(f *testing.F) {
+	for _, name := range []string{"prod", "[Prod.]:22", "[2001:DB8::1]:2222", "fe80::1%eth0", "::ffff:192.0.2.7", "prod:022", "192.0.519"} {
+		f.Add(name)
+	}
+	f.Fuzz(func(t *testing.T, claimed string) {
+		name, ok := hostName(claimed)
+		if !ok {
+			return
+		}
+		if again, ok := hostName(name); !ok || again != name {
+			t.Errorf("%q: %q, of that %q %v", claimed, name, again, ok)
+		}
+		if strings.Trim(name, "abcdefghijklmnopqrstuvwxyz0123456789.-_:[]%") != "" || name == "" {
+			t.Errorf("%q: %q", claimed, name)
+		}
+	})
+}
+
+// T11: nothing that looks like the name of a remembered host is shown like it
+// without a warning: it counts as that name, or shows as what it is.
+func TestThreat_T11_LookAlikes(t *testing.T) {
+	t.Parallel()
+	known := approvals{"prod": {on("p", 1, 20)}, "mail": {on("p", 1, 20)}, "192.0.2.7": {on("p", 1, 20)}, "2001:db8::1": {on("p", 1, 20)}, "[prod]:2222": {on("p", 1, 20)}}
+	for claimed, c := range map[string]struct {
+		shown  string // by name, without a warning
+		warned string // under the remembered name
+	}{
+		"prod": {warned: "prod"}, "PROD": {warned: "prod"}, "prod.": {warned: "prod"}, "prod:22": {warned: "prod"}, "[prod]:22": {warned: "prod"}, "[Prod.]": {warned: "prod"},
+		"prod:2222": {warned: "[prod]:2222"}, "[prod.]:2222": {warned: "[prod]:2222"},
+		"::ffff:192.0.2.7": {warned: "192.0.2.7"}, "192.0.2.7.": {warned: "192.0.2.7"}, "2001:DB8:0::0001": {warned: "2001:db8::1"}, "[2001:db8::1]:22": {warned: "2001:db8::1"},
+		"prod ": {shown: `"prod "`}, " prod": {shown: `" prod"`}, "prod\t": {shown: `"prod\t"`}, "pr\u043ed": {shown: `"pr\u043ed"`}, "prod\u200b": {shown: `"prod\u200b"`}, "prod\u00a0": {shown: `"prod\u00a0"`},
+		"\u202edorp": {shown: `"\u202edorp"`}, "prod\xff": {shown: `"prod\xff"`}, "prod\u3002": {shown: `"prod\u3002"`}, "\U0001d429rod": {shown: `"\U0001d429rod"`},
+		"prod..": {shown: `"prod.."`}, "prod:022": {shown: `"prod:022"`}, "root@prod": {shown: `"root@prod"`}, "ssh://prod": {shown: `"ssh://prod"`}, `prod" (claimed)`: {shown: `"prod\" (claimed)"`},
+		"192.0.2.07": {shown: `"192.0.2.07"`}, "3221225991": {shown: `"3221225991"`}, "2001:db8::1%prod": {shown: `"2001:db8::1%prod"`}, "": {shown: `""`},
+		"maiI": {shown: "maii"}, "PR0D": {shown: "pr0d"}, "[prod]:2223": {shown: "[prod]:2223"}, "prod1": {shown: "prod1"}, // other names, and seen to be
+	} {
+		t.Run(claimed, func(t *testing.T) {
+			t.Parallel()
+			p := testPrompt("work")
+			p.Verified.HostKey, p.Claimed.HostNames = print43("x"), []string{claimed}
+			p.Verified.Memory = known.recall(p.Claimed.HostNames, p.Verified.HostKey)
+			heading, host, name := "From laptop → "+c.warned+" (claimed, OTHER KEY)", c.warned, c.warned
+			if c.warned == "" {
+				heading, host, name = "From laptop → "+c.shown+" (claimed)", c.shown, c.shown
+				if strings.HasPrefix(c.shown, `"`) {
+					heading, host = "From laptop → "+c.shown+" (claimed, no host name)", c.shown+" (no host name)"
+				}
+			}
+			if got := p.Heading(); got != heading {
+				t.Errorf("heading %q, want %q", got, heading)
+			}
+			_, fields := p.Fields()
+			if !slices.Contains(fields, Field{"host", host}) {
+				t.Errorf("no host %q in %q", host, fields)
+			}
+			if warned := strings.Contains(p.Text(), "\n  WARNING: "+name+" has another host key"); warned != (c.warned != "") || warned != p.Verified.warned() {
+				t.Errorf("warned: %v\n%s", warned, p.Text())
+			}
+		})
+	}
+}
+
+// T11: a look-alike of any length shows its quotes and its mark.
+func TestThreat_T11_LongLookAlike(t *testing.T) {
+	t.Parallel()
+	p := testPrompt("work")
+	p.Claimed.HostNames = []string{"prod" + strings.Repeat(" ", 300) + "."}
+	if got := p.Heading(); !strings.Contains(got, ` → "prod `) || !strings.HasSuffix(got, `." (claimed, no host name)`) {
+		t.Errorf("heading %q", got)
+	}
+	if _, fields := p.Fields(); !strings.HasPrefix(fields[0].Value, `"prod `) || !strings.HasSuffix(fields[0].Value, `." (no host name)`) {
+		t.Errorf("%q", fields[0])
+	}
+}
+
+// An approval under one spelling is for all of them.
+func TestHostNameSpellings(t *testing.T) {
+	t.Parallel()
+	a := newAnswers()
+	s := testServer(t, a)
+	host := hostSigner(t, true)
+	day := s.now().Format(time.DateOnly)
+	approveAs(t, s, a, nil, hostLogin(s, "work", 1, host, "[Prod.]:22", "prod", "prod ", "::ffff:192.0.2.7"))
+	key := ssh.FingerprintSHA256(host.PublicKey())
+	wantRemembered(t, s, fmt.Sprintf("192.0.2.7 %s %s %s\nprod %s %s %s\n", key, day, day, key, day, day))
+	for i, name := range []string{"prod", "PROD.", "prod:22", "192.0.2.7"} {
+		if p := approveAs(t, s, a, ErrDenied, hostLogin(s, "work", byte(2+i), hostSigner(t, true), name)); !p.Verified.warned() {
+			t.Errorf("%q: no warning in\n%s", name, p.Text())
 		}
 	}
 }
@@ -575,6 +681,7 @@ func TestHostMemoryFails(t *testing.T) {
 				if took := time.Since(begin); took > rememberWait {
 					t.Errorf("signed after %v", took)
 				}
+				s.memory.Wait()
 				if got := log.String(); !strings.Contains(got, `level=WARN msg="host key not remembered" hostKey=SHA256:`) || !strings.Contains(got, c.want) {
 					t.Errorf("log %s", got)
 				}
@@ -582,6 +689,123 @@ func TestHostMemoryFails(t *testing.T) {
 					t.Errorf("%d names in memory", got)
 				}
 				s.prompts.wait()
+			})
+		})
+	}
+}
+
+// Logins at once are not held up by one another's wait for the home.
+func TestHostMemoryBusyAtOnce(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s := testServer(t, yes{})
+		release, err := s.home.lock()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer release()
+		begin := time.Now()
+		var all []<-chan result
+		for i := range maxPrompts {
+			all = append(all, start(t.Context(), s, fmt.Sprint(i), hostLogin(s, "work", byte(i), hostSigner(t, true), "prod")))
+		}
+		for _, c := range all {
+			r := <-c
+			wantCode(t, r.payload, r.err, "")
+		}
+		if took := time.Since(begin); took > rememberWait {
+			t.Errorf("the last was signed after %v", took)
+		}
+		s.memory.Wait()
+	})
+}
+
+// A disk that hangs holds nothing up either.
+func TestHostMemoryHangs(t *testing.T) {
+	t.Parallel()
+	s := testServer(t, yes{})
+	var log bytes.Buffer
+	s.log = slog.New(slog.NewTextHandler(&log, nil))
+	path := s.home.path(hostsName)
+	if err := unix.Mkfifo(path, 0o600); err != nil { // opening it waits for the other end
+		t.Fatal(err)
+	}
+	for _, id := range []string{"first", "queued"} {
+		p, err := s.handle(t.Context(), testPin, id, hostLogin(s, "work", id[0], hostSigner(t, true), "prod"))
+		wantCode(t, p, err, "")
+	}
+	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = f.WriteString(`{"version":1}`)
+	if err := errors.Join(err, f.Close()); err != nil {
+		t.Fatal(err)
+	}
+	s.memory.Wait()
+	if got := strings.Count(log.String(), `msg="host key not remembered"`); got != 2 || !strings.Contains(log.String(), `reason="it took longer than 1s"`) {
+		t.Errorf("log %s", log.String())
+	}
+	if got := len(*s.hosts.Load()); got != 0 {
+		t.Errorf("%d names in memory", got)
+	}
+}
+
+// T02: what ends a request while its host key waits for the home ends it, and the
+// key is not remembered.
+func TestThreat_T02_EndedWhileRemembering(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		end  func(s *server, cancel func(), ahead *atomic.Int64)
+		want envelope.Code
+	}{
+		"cancel": {func(_ *server, cancel func(), _ *atomic.Int64) { cancel() }, envelope.CodeDenied},
+		"expiry": {func(*server, func(), *atomic.Int64) { <-time.After(rememberWait / 2) }, envelope.CodeExpired},
+		"clock":  {func(_ *server, _ func(), ahead *atomic.Int64) { ahead.Store(int64(time.Hour)) }, envelope.CodeExpired},
+		"forget": {func(s *server, _ func(), _ *atomic.Int64) {
+			now := *s.current()
+			now.state.Devices = nil
+			s.snap.Store(&now)
+		}, envelope.CodeNotPaired},
+		"disable": {func(s *server, _ func(), _ *atomic.Int64) {
+			now := *s.current()
+			now.keys = nil
+			s.snap.Store(&now)
+		}, envelope.CodeUnknownKey},
+		"nothing": {func(*server, func(), *atomic.Int64) {}, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				s := testServer(t, yes{})
+				var ahead atomic.Int64
+				s.now = func() time.Time { return time.Now().Add(time.Duration(ahead.Load())) }
+				release, err := s.home.lock()
+				if err != nil {
+					t.Fatal(err)
+				}
+				ctx, cancel := context.WithCancel(t.Context())
+				defer cancel()
+				r := hostLogin(s, "work", 1, hostSigner(t, true), "prod")
+				if name == "expiry" {
+					r.CreatedAt = envelope.At(time.Now().Add(rememberWait/2 - Freshness))
+				}
+				done := start(ctx, s, "a", r)
+				synctest.Wait() // it has been signed
+				select {
+				case got := <-done:
+					t.Fatalf("%v before the home was free", got.err)
+				default:
+				}
+				c.end(s, cancel, &ahead)
+				synctest.Wait()
+				release()
+				got := <-done
+				wantCode(t, got.payload, got.err, c.want)
+				s.memory.Wait()
+				if rows := remembered(t, s.home); (rows != "") != (c.want == "") {
+					t.Errorf("remembered\n%s", rows)
+				}
 			})
 		})
 	}
@@ -623,7 +847,7 @@ func TestHostMemoryBounds(t *testing.T) {
 	finger := func(n int) string { return fmt.Sprintf("SHA256:%042dA", n) }
 	update := func(change func(approvals)) approvals {
 		t.Helper()
-		known, err := h.updateHosts(lockWait, func(a approvals) (bool, error) { change(a); return true, nil })
+		known, err := h.updateHosts(t.Context(), func(a approvals) (bool, error) { change(a); return true, nil })
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -785,7 +1009,7 @@ func TestHostsFile(t *testing.T) {
 	h.warn = func(s string) { warnings = append(warnings, s) }
 	os.WriteFile(h.path(hostsName), []byte("{"), 0o600)
 	host := hostSigner(t, true)
-	s.remember(&Prompt{Verified: Verified{HostKey: ssh.FingerprintSHA256(host.PublicKey())}, Claimed: Claimed{HostNames: []string{"prod"}}})
+	s.remember(t.Context(), &Prompt{Verified: Verified{HostKey: ssh.FingerprintSHA256(host.PublicKey())}, Claimed: Claimed{HostNames: []string{"prod"}}}, func() error { return nil })
 	if got := remembered(t, h); len(warnings) != 1 || !strings.HasPrefix(got, "prod ") {
 		t.Errorf("remembered %q, said %q", got, warnings)
 	}
@@ -808,7 +1032,11 @@ func TestRemoveHosts(t *testing.T) {
 		{[]string{"git", "nosuch"}, "error", "git g, prod p, prod g, www p,  n"},
 		{[]string{print43("x")}, "error", "git g, prod p, prod g, www p,  n"},
 		{[]string{strings.ToLower(p)}, "error", "git g, prod p, prod g, www p,  n"},
-		{[]string{"GIT", "git"}, "git g", "prod p, prod g, www p,  n"},
+		{[]string{""}, "error", "git g, prod p, prod g, www p,  n"},
+		{[]string{"git", ""}, "error", "git g, prod p, prod g, www p,  n"},
+		{[]string{" "}, "error", "git g, prod p, prod g, www p,  n"},
+		{[]string{"-"}, "error", "git g, prod p, prod g, www p,  n"},
+		{[]string{"GIT.", "[git]:22"}, "git g", "prod p, prod g, www p,  n"},
 		{[]string{p}, "prod p, www p", "prod g,  n"},
 		{[]string{"prod", print43("n")}, "prod g,  n", ""},
 		{[]string{""}, "error", ""},

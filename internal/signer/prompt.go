@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -113,7 +114,11 @@ func (p *Prompt) Heading() string {
 	case p.Verified.warned():
 		to = p.Verified.Memory.Other[0].short() + " (claimed, OTHER KEY)"
 	case len(p.Claimed.HostNames) > 0:
-		to = shown(p.Claimed.HostNames[0], 40) + " (claimed)"
+		text, fit := spelled(p.Claimed.HostNames[0])
+		to = shown(text, 40) + " (claimed)"
+		if !fit {
+			to = shown(text, 40) + " (claimed, " + noHostName + ")"
+		}
 	case p.Verified.HostKey != "":
 		to = p.Verified.HostKey
 	}
@@ -139,7 +144,7 @@ func (p *Prompt) Fields() (verified, claimed []Field) {
 		if c.Reason != "" {
 			claimed = append(claimed, Field{"reason", clean(c.Reason)})
 		}
-		return verified, append(claimed, c.origin()...)
+		return verified, append(claimed, p.origin()...)
 	}
 	verified = append(v.warnings(), Field{"operation", v.Operation})
 	if v.Kind == kindLogin {
@@ -157,20 +162,33 @@ func (p *Prompt) Fields() (verified, claimed []Field) {
 		Field{"device", shown(v.Device, maxShown)},
 		Field{"key", shown(v.KeyLabel, maxShown) + ", " + v.KeyPrint})
 
-	claimed = c.origin()
+	claimed = p.origin()
 	if c.Reason != "" {
 		claimed = append(claimed, Field{"reason", shown(c.Reason, maxShown)})
 	}
 	return verified, claimed
 }
 
-// readable are the names of the host that the prompt shows whole, as safe text:
-// as many as fit, and the first one if it could be one. The owner approves no
-// others.
+// noHostName marks what a device claims for a name and hostName does not take for
+// one.
+const noHostName = "no host name"
+
+// hostText is a claimed name for a prompt.
+func hostText(claimed string, most int) string {
+	text, fit := spelled(claimed)
+	if text = shown(text, most); !fit {
+		text += " (" + noHostName + ")"
+	}
+	return text
+}
+
+// readable are the first names of the host that the prompt shows whole, as safe
+// text: as many as fit, and the first one if it could be one. The owner approves
+// no others.
 func (c *Claimed) readable() (whole []string) {
 	used := 0
 	for _, name := range c.HostNames {
-		text := clean(name)
+		text := hostText(name, math.MaxInt)
 		used += breadth(text)
 		if _, fit := hostName(name); used > maxShown && (len(whole) > 0 || !fit) {
 			break
@@ -182,9 +200,10 @@ func (c *Claimed) readable() (whole []string) {
 }
 
 // origin is where the request comes from and goes to, as the device says.
-func (c *Claimed) origin() (claimed []Field) {
+func (p *Prompt) origin() (claimed []Field) {
+	c := &p.Claimed
 	if n := len(c.HostNames); n > 0 {
-		text := shown(c.HostNames[0], maxShown)
+		text := hostText(c.HostNames[0], maxShown)
 		if whole := c.readable(); len(whole) > 0 {
 			text = strings.Join(whole, ", ")
 			n -= len(whole)
@@ -201,7 +220,7 @@ func (c *Claimed) origin() (claimed []Field) {
 	}
 	if n := len(c.Hops); n > 0 {
 		claimed = append(claimed, Field{"forwarded", fmt.Sprintf("through %s: %s", hosts(n), some(c.Hops, 2))})
-	} else if c.Forwarded {
+	} else if c.Forwarded && len(p.Verified.Hops) == 0 { // it is proven otherwise
 		claimed = append(claimed, Field{"forwarded", "yes"})
 	}
 	if len(c.Processes) > 0 {

@@ -183,7 +183,11 @@ func (s *server) signLogged(ctx context.Context, pin transport.Pin, device Devic
 	if err := mayStill(); err != nil {
 		return nil, err
 	}
-	s.remember(approved)
+	// The owner's time and the request go on meanwhile.
+	s.remember(ctx, approved, mayStill)
+	if err := mayStill(); err != nil {
+		return nil, err
+	}
 	return ssh.Marshal(sig), nil
 }
 

@@ -653,7 +653,7 @@ func TestThreat_T11_Destination(t *testing.T) {
 			key, _ := ssh.ParsePublicKey(r.PublicKeyBlob)
 			r.Data = login(sid, "root", key, c.hostKey)
 			r.Context = envelope.Context{Device: "not the laptop", Operation: "harmless", Reason: "be\x1b[2Jlieve me",
-				Destination: &envelope.Destination{HostNames: []string{"friendly.example"}, Binds: c.binds},
+				Destination: &envelope.Destination{HostNames: []string{"friendly.example"}, Binds: c.binds, Forwarded: true},
 				Processes:   []envelope.Process{{PID: 42, Executable: "/usr/bin/ssh"}, {PID: 41, Executable: "/bin/sh"}}}
 			done := start(t.Context(), s, "a", r)
 			q := <-a.asked
@@ -674,6 +674,10 @@ func TestThreat_T11_Destination(t *testing.T) {
 			text := q.prompt.Text()
 			verified, claimed, ok := strings.Cut(text, "CLAIMED")
 			if !ok || strings.Contains(text, "\x1b") || strings.Contains(text, "not the laptop") {
+				t.Errorf("text %q", text)
+			}
+			// That it was forwarded is said once: where it is proven, or claimed.
+			if got := strings.Contains(claimed, "  forwarded: yes\n"); got != (c.hops+c.claimed == 0) || strings.Contains(verified, "  forwarded: through 1 host: "+hopPrint) != (c.hops > 0) {
 				t.Errorf("text %q", text)
 			}
 			verified = strings.Replace(verified, "friendly.example (claimed)", "", 1)

@@ -131,8 +131,10 @@ type server struct {
 	homeMu sync.Mutex
 
 	hosts atomic.Pointer[approvals] // never nil; a new map replaces the old one
-	// hostsMu is homeMu for hosts. homeMu is taken first.
-	hostsMu sync.Mutex
+	// hostsTurn is homeMu for hosts: who has put a token into it has it. homeMu is
+	// taken first.
+	hostsTurn chan struct{}
+	memory    sync.WaitGroup // goroutines of remember
 
 	mu       sync.Mutex
 	window   *window             // nil when none is open
@@ -211,6 +213,7 @@ func Serve(ctx context.Context, home *Home, o Options) error {
 	stop()
 	s.conns.Wait()
 	s.prompts.wait()
+	s.memory.Wait()
 	return nil
 }
 
@@ -267,6 +270,7 @@ func newServer(home *Home, o Options) (*server, error) {
 		prompts:    newPrompts(o.Approver),
 		handshakes: slots{all: maxHandshakes, perSource: maxHandshakesPerSource},
 		pairings:   slots{all: maxPairings, perSource: maxPairingsPerSource},
+		hostsTurn:  make(chan struct{}, 1),
 	}
 	if o.Push != nil {
 		s.tell = append(s.tell, o.Push)
@@ -316,8 +320,8 @@ func (s *server) reload() error {
 	if err := s.publishLocked(st); err != nil {
 		return err
 	}
-	s.hostsMu.Lock()
-	defer s.hostsMu.Unlock()
+	s.hostsTurn <- struct{}{}
+	defer func() { <-s.hostsTurn }() // it holds the token
 	known, err := s.home.hosts()
 	if err != nil {
 		return err
@@ -329,30 +333,61 @@ func (s *server) reload() error {
 // otherKey is the warning of a login's event and log line.
 const otherKey = "another host key than the one approved before"
 
+// errNotInTime is why a host key was not remembered after rememberWait.
+var errNotInTime = fmt.Errorf("it took longer than %v", rememberWait)
+
 // remember notes that the owner has approved a login, with which a signature was
-// made.
-func (s *server) remember(p *Prompt) {
+// made. It returns when ctx ends, and after rememberWait in any case. Unless
+// mayStill agrees when the key's turn has come, it is not remembered.
+func (s *server) remember(ctx context.Context, p *Prompt, mayStill func() error) {
 	if p.Verified.HostKey == "" {
 		return // no login, or to a host that is not verified
 	}
-	names, key, day := fitNames(p.Claimed.readable()), p.Verified.HostKey, s.now().Local().Format(time.DateOnly)
+	shown := p.Claimed.HostNames[:len(p.Claimed.readable())]
+	names, key, day := fitNames(shown), p.Verified.HostKey, s.now().Local().Format(time.DateOnly)
 	if s.hosts.Load().has(names, key, day) {
 		return
 	}
-	s.hostsMu.Lock()
-	defer s.hostsMu.Unlock()
-	known, err := s.home.updateHosts(rememberWait, func(h approvals) (bool, error) {
-		if h.has(names, key, day) {
-			return false, nil
+	ctx, cancel := context.WithTimeoutCause(ctx, rememberWait, errNotInTime)
+	defer cancel()
+	done := make(chan struct{})
+	s.memory.Go(func() {
+		defer close(done)
+		err := s.changeHosts(ctx, func(h approvals) (bool, error) {
+			if ctx.Err() != nil { // the signature is given by now
+				return false, context.Cause(ctx)
+			}
+			if err := mayStill(); err != nil || h.has(names, key, day) {
+				return false, err
+			}
+			h.add(names, key, day)
+			return true, nil
+		})
+		if err != nil {
+			s.log.Warn("host key not remembered", "hostKey", key, "reason", err)
 		}
-		h.add(names, key, day)
-		return true, nil
 	})
+	select {
+	case <-done:
+	case <-ctx.Done():
+	}
+}
+
+// changeHosts changes what is remembered, on disk first. Errors: the cause of ctx
+// or ErrHomeBusy, when it ends before the turn.
+func (s *server) changeHosts(ctx context.Context, change func(approvals) (bool, error)) error {
+	select {
+	case s.hostsTurn <- struct{}{}:
+		defer func() { <-s.hostsTurn }() // it holds the token
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	known, err := s.home.updateHosts(ctx, change)
 	if err != nil {
-		s.log.Warn("host key not remembered", "hostKey", key, "reason", err)
-		return
+		return err
 	}
 	s.hosts.Store(&known)
+	return nil
 }
 
 // update changes the state, on disk first.

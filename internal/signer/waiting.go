@@ -17,6 +17,11 @@ import (
 // has in mind, and few enough that a burst cannot bury an honest one.
 const maxPrompts = 8
 
+// maxAsking bounds the prompts of one device with those that were withdrawn and
+// whose dialog is not gone yet: a device that takes its turn right after it has
+// given one up is not refused, and one that does nothing else is.
+const maxAsking = 2 * maxPrompts
+
 var errTooMany = errors.New("too many prompts of this device are waiting")
 
 // promptKey tells requests that are one prompt: same device, key and data.
@@ -41,7 +46,7 @@ type prompts struct {
 
 	mu    sync.Mutex
 	open  map[promptKey]*openPrompt
-	count map[transport.Pin]int // prompts of a device that are shown or being withdrawn
+	count map[transport.Pin]int // prompts of a device that are open or on their way out
 }
 
 type openPrompt struct {
@@ -90,7 +95,7 @@ func (ps *prompts) join(k promptKey, p *Prompt, expires time.Time) (*openPrompt,
 		o.prompt.extend(expires)
 		return o, nil
 	}
-	if ps.count[k.device] >= maxPrompts {
+	if ps.openLocked(k.device) >= maxPrompts || ps.count[k.device] >= maxAsking {
 		return nil, errTooMany
 	}
 	// The prompt belongs to all requests that join it, so it does not end with
@@ -123,6 +128,16 @@ func (ps *prompts) join(k promptKey, p *Prompt, expires time.Time) (*openPrompt,
 		close(o.done)
 	}()
 	return o, nil
+}
+
+// openLocked counts the prompts of a device that wait for the owner.
+func (ps *prompts) openLocked(device transport.Pin) (n int) {
+	for k := range ps.open {
+		if k.device == device {
+			n++
+		}
+	}
+	return n
 }
 
 // closeLocked makes the next request of the same kind raise a new prompt.

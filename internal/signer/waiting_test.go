@@ -3,12 +3,100 @@
 package signer
 
 import (
+	"context"
+	"fmt"
 	"strings"
 	"testing"
 	"testing/synctest"
 
 	"vmux.app/toolkit/internal/envelope"
 )
+
+// slow is an Approver whose prompts take their time to go.
+type slow struct{ gone chan struct{} }
+
+func (a slow) Approve(ctx context.Context, _ *Prompt) error {
+	<-ctx.Done()
+	<-a.gone
+	return context.Cause(ctx)
+}
+
+// N02: prompts that were withdrawn and are not gone yet take no place of those
+// that wait, but there is a bound on both together.
+func TestThreat_N02_WithdrawnPromptsCount(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		a := slow{make(chan struct{})}
+		s := testServer(t, a)
+		n := 0
+		ask := func() (cancel func(), done <-chan result) {
+			n++
+			ctx, cancel := context.WithCancel(t.Context())
+			done = start(ctx, s, fmt.Sprint(n), request(s, "work", byte(n)))
+			synctest.Wait()
+			return cancel, done
+		}
+		ended := func(done <-chan result, want envelope.Code) {
+			t.Helper()
+			select {
+			case r := <-done:
+				wantCode(t, r.payload, r.err, want)
+			default:
+				t.Errorf("request %d of %d waits", n, maxAsking)
+			}
+		}
+		var cancels []func()
+		var waiting []<-chan result
+		accepted := func() {
+			t.Helper()
+			cancel, done := ask()
+			cancels, waiting = append(cancels, cancel), append(waiting, done)
+			select {
+			case r := <-done:
+				t.Fatalf("request %d: %v", n, r.err)
+			default:
+			}
+		}
+		withdraw := func(i int) {
+			t.Helper()
+			cancels[i]()
+			synctest.Wait()
+			ended(waiting[i], envelope.CodeDenied)
+		}
+		for range maxPrompts {
+			accepted()
+		}
+		cancel, done := ask()
+		ended(done, envelope.CodeTooMany)
+		cancel()
+		for i := range maxPrompts { // each makes room at once
+			withdraw(i)
+			accepted()
+			cancel, done := ask()
+			ended(done, envelope.CodeTooMany)
+			cancel()
+		}
+		// All there may be: a withdrawn one makes no room until it is gone.
+		withdraw(maxPrompts)
+		cancel, done = ask()
+		ended(done, envelope.CodeTooMany)
+		cancel()
+		a.gone <- struct{}{}
+		synctest.Wait()
+		accepted()
+		close(a.gone)
+		for _, cancel := range cancels {
+			cancel()
+		}
+		s.prompts.wait()
+		if len(s.prompts.open) != 0 || len(s.prompts.count) != 0 {
+			t.Errorf("left: %v %v", s.prompts.open, s.prompts.count)
+		}
+		for _, done := range waiting[maxPrompts+1:] {
+			<-done
+		}
+	})
+}
 
 // N02: a no is for the login, whichever key was asked for; a yes is for the key
 // that was shown, and other logins are left alone.

@@ -166,7 +166,10 @@ func (s *Store) Update(change func(*State) error) error {
 }
 
 // read returns a *DamagedError for a file that is there and makes no sense.
-func (s *Store) read() (State, error) {
+func (s *Store) read() (State, error) { return s.readAs(s.makePrivate) }
+
+// readAs is read, with what to do about a file that others can read.
+func (s *Store) readAs(see func(f *os.File) error) (State, error) {
 	if s.values != nil {
 		return s.readValue()
 	}
@@ -184,7 +187,7 @@ func (s *Store) read() (State, error) {
 	if err := trusted(s.path, f); err != nil {
 		return State{}, err
 	}
-	if err := s.makePrivate(f); err != nil {
+	if err := see(f); err != nil {
 		return State{}, err
 	}
 	b, err := io.ReadAll(io.LimitReader(f, MaxStateSize+1))

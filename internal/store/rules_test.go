@@ -24,7 +24,7 @@ action = "ask"
 kind = ["login", "sshsig:git"]
 host = [
 	"*.example.org",
-	"[[policy]]",
+	"[[policy]]*",
 ]
 forwarded = "yes"
 
@@ -42,7 +42,7 @@ validity = "1h"
 func TestRules(t *testing.T) {
 	t.Parallel()
 	all := policy.Policy{Default: policy.Refuse, Rules: []policy.Rule{
-		{Line: 7, Action: policy.Ask, Kind: []string{"login", "sshsig:git"}, Host: []string{"*.example.org", "[[policy]]"}, Forwarded: "yes"},
+		{Line: 7, Action: policy.Ask, Kind: []string{"login", "sshsig:git"}, Host: []string{"*.example.org", "[[policy]]*"}, Forwarded: "yes"},
 		{Line: 16, Action: policy.Refuse, Key: []string{"work*"}, User: []string{"root"}, Executable: []string{"/usr/bin/node"}, Ancestor: []string{"*/node", "unknown"}},
 	}}
 	one := []policy.Rule{{Action: policy.Refuse}}

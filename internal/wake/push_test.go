@@ -90,9 +90,10 @@ func TestRenew(t *testing.T) {
 			}
 			r.Answer(no)
 			push(2, true)
+			time.Sleep(18 * time.Minute)
 			r.Answer(no)
-			push(1, false) // renewed just now
-			time.Sleep(19 * time.Minute)
+			push(1, false) // it was renewed
+			time.Sleep(time.Minute)
 			push(1, true)
 			time.Sleep(2 * time.Minute)
 			r.Answer(no, no)
@@ -234,6 +235,7 @@ func TestContext(t *testing.T) {
 		"no connection":  {nil, block, apns.NoAnswer},
 		"no handshake":   {nil, mute, apns.NoAnswer},
 		"waiting":        {[]apnstest.Answer{{Status: 429, RetryAfter: "10"}}, nil, -1},
+		"refused before": {[]apnstest.Answer{{Status: 503, Reason: "Shutdown"}, {Hang: true}}, nil, -1},
 		"ended at first": {nil, nil, -1},
 	} {
 		for _, cancelled := range []bool{false, true} {
@@ -268,8 +270,11 @@ func TestContext(t *testing.T) {
 						<-ctx.Done()
 					}
 					begin := time.Now()
-					_, err := client.Push(ctx, target, Alert, time.Time{})
+					res, err := client.Push(ctx, target, Alert, time.Time{})
 					took := time.Since(begin)
+					if name == "waiting" && res.Attempts != 1 {
+						t.Errorf("%+v", res)
+					}
 					e, ok := errors.AsType[*apns.ConnectError](err)
 					switch {
 					case cancelled:
@@ -278,6 +283,10 @@ func TestContext(t *testing.T) {
 						}
 					case name == "waiting": // there is no time for it
 						if refused, ok := errors.AsType[*apns.RefusedError](err); !ok || refused.Reason.Status != 429 || took != 0 {
+							t.Errorf("%v after %v", err, took)
+						}
+					case name == "refused before": // is better than that there is no answer now
+						if refused, ok := errors.AsType[*apns.RefusedError](err); !ok || refused.Reason.Code != "Shutdown" || took != d {
 							t.Errorf("%v after %v", err, took)
 						}
 					case !ok || e.Problem != apns.NoAnswer || took != d:
@@ -434,10 +443,10 @@ func TestStrangeAnswers(t *testing.T) {
 	for _, body := range []string{
 		"", "<html>bad gateway</html>", "null", "[]", "{", `{"reason":7}`, `{"reason":"Unregistered","reason":"BadDeviceToken"}`,
 		`{"reason":"Unregistered","timestamp":"1"}`, `{"reason":"Unregistered","timestamp":-1}`, `{"Reason":"Unregistered"}`,
-		`{"reason":"Unregistered"} x`, `{"reason":"` + strings.Repeat("x", 100) + `"}`, strings.Repeat(" ", maxBody) + "{}",
+		`{"reason":"Unregistered"} x`, `{"reason":"Unregistered"}` + strings.Repeat(" ", 2*maxBody), `{"reason":"` + strings.Repeat("x", 100) + `"}`, strings.Repeat(" ", maxBody) + "{}",
 	} {
 		r := newRig(t, nil)
-		r.Answer(apnstest.Answer{Status: 400, Body: []byte(body), ID: "\x1b[2J" + strings.Repeat("x", 100)})
+		r.Answer(apnstest.Answer{Status: 400, Body: []byte(body), ID: strings.Repeat("x", 36)})
 		res, err := r.push(t, Alert)
 		e, ok := errors.AsType[*apns.RefusedError](err)
 		if !ok || res.Status != 400 || e.Reason.Code != "" || errors.Is(err, apns.ErrTokenGone) || !e.Since.IsZero() {
@@ -453,6 +462,19 @@ func TestStrangeAnswers(t *testing.T) {
 	if e, ok := errors.AsType[*apns.RefusedError](err); !ok || e.Reason.Code != "Unregistered" || e.Since.Unix() != 1700000000 {
 		t.Errorf("with one more member: %v", err)
 	}
+}
+
+// What is beyond the limit is not waited for.
+func TestEndlessAnswer(t *testing.T) {
+	t.Parallel()
+	bubble(t, func(t *testing.T, r *rig) {
+		r.Answer(apnstest.Answer{Status: 400, Body: bytes.Repeat([]byte("x"), 2*maxBody), Hang: true})
+		begin := time.Now()
+		_, err := r.push(t, Alert)
+		if e, ok := errors.AsType[*apns.RefusedError](err); !ok || e.Reason.Status != 400 || time.Since(begin) != 0 {
+			t.Errorf("%v after %v", err, time.Since(begin))
+		}
+	})
 }
 
 // Memory is taken for neither a large body nor many headers.

@@ -266,14 +266,7 @@ func (c *Client) send(ctx context.Context, environment string, n *apns2.Notifica
 		return answer{}, err
 	}
 	a := answer{id: n.ApnsID, bearer: bearer}
-	host := strings.TrimSuffix(c.options.Endpoint, "/")
-	switch {
-	case host != "":
-	case environment == apns.Sandbox:
-		host = apns2.HostDevelopment
-	default:
-		host = apns2.HostProduction
-	}
+	host := c.host(environment)
 	rt := &exchange{next: c.transport}
 	client := apns2.Client{
 		Host:       host,
@@ -298,6 +291,35 @@ func (c *Client) send(ctx context.Context, environment string, n *apns2.Notifica
 		return a, nil
 	}
 	return a, &apns.RefusedError{Reason: apns.Lookup(r.StatusCode, r.Reason), ID: a.id, Since: r.Timestamp.Time}
+}
+
+// host is where pushes of an environment are sent.
+func (c *Client) host(environment string) string {
+	switch {
+	case c.options.Endpoint != "":
+		return strings.TrimSuffix(c.options.Endpoint, "/")
+	case environment == apns.Sandbox:
+		return apns2.HostDevelopment
+	}
+	return apns2.HostProduction
+}
+
+// Reach connects to where pushes of an environment are sent and asks for nothing, without an authorization. It gives the
+// host. Errors: *apns.ConnectError, context.Canceled.
+func (c *Client) Reach(ctx context.Context, environment string) (string, error) {
+	host := c.host(environment)
+	r, err := http.NewRequestWithContext(ctx, http.MethodHead, host+"/", nil)
+	if err != nil {
+		return hostOf(host), err
+	}
+	answer, err := c.transport.RoundTrip(r) // whatever it answers, it is there
+	if err != nil {
+		if ctx.Err() != nil {
+			err = ctx.Err()
+		}
+		return hostOf(host), connectError(host, err)
+	}
+	return hostOf(host), answer.Body.Close()
 }
 
 // isID says whether s looks like a UUID, which is all that is shown of what the other end calls a push.

@@ -272,7 +272,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		s.o.OnPush(p)
 	}
 	switch {
-	case a.Hang:
+	case a.Hang && a.Status == 0:
 		<-r.Context().Done()
 		return
 	case a.Break:
@@ -301,6 +301,10 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	w.WriteHeader(a.Status)
 	w.Write(a.Body)
+	if a.Hang {
+		_ = http.NewResponseController(w).Flush() // the client may be gone
+		<-r.Context().Done()
+	}
 }
 
 // refusal is a rule that a request broke, and what Apple says then.

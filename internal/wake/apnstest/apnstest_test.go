@@ -169,7 +169,7 @@ func TestRules(t *testing.T) {
 		"alert without text":   {request{body: `{"aps":{"content-available":1}}`}, 200, "", true},
 		"content-available 2":  {request{body: `{"aps":{"alert":{"title":"x"},"content-available":2}}`}, 200, "", true},
 		"interruption-level":   {request{body: `{"aps":{"alert":{"title":"x"},"interruption-level":"loud"}}`}, 200, "", true},
-		"silent with an alert": {request{set: map[string]string{"apns-push-type": "background", "apns-priority": "5"}}, 200, "", true},
+		"silent with an alert": {request{body: `{"aps":{"alert":{"title":"x"},"content-available":1}}`, set: map[string]string{"apns-push-type": "background", "apns-priority": "5"}}, 200, "", true},
 	} {
 		s := New(t, Options{Key: &key.PublicKey, KeyID: keyID, TeamID: teamID, Topic: topic, Token: "00FF"})
 		if c.q.key == nil {

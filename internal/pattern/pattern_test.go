@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
 
-package policy
+package pattern
 
 import (
 	"strings"
@@ -35,12 +35,12 @@ func TestMatch(t *testing.T) {
 		{"é*", []string{"é", "éa"}, []string{"\xc3", "\xc3x"}},
 	} {
 		for _, s := range c.yes {
-			if !match(c.pattern, s, false) {
+			if !Match(c.pattern, s, false) {
 				t.Errorf("%q does not match %q", c.pattern, s)
 			}
 		}
 		for _, s := range c.no {
-			if match(c.pattern, s, false) {
+			if Match(c.pattern, s, false) {
 				t.Errorf("%q matches %q", c.pattern, s)
 			}
 		}
@@ -55,7 +55,7 @@ func TestMatch(t *testing.T) {
 		{"[", "{", false}, // differ in the bit that case does
 		{"@", "`", false},
 	} {
-		if match(c.pattern, c.s, true) != c.want {
+		if Match(c.pattern, c.s, true) != c.want {
 			t.Errorf("%q matches %q in any case: not %v", c.pattern, c.s, c.want)
 		}
 	}
@@ -64,7 +64,7 @@ func TestMatch(t *testing.T) {
 // A pattern that makes matchers which try every star anew take longer than there is time.
 func TestMatchTime(t *testing.T) {
 	t.Parallel()
-	if match(strings.Repeat("*a", 500)+"b", strings.Repeat("a", 4096), false) {
+	if Match(strings.Repeat("*a", 500)+"b", strings.Repeat("a", 4096), false) {
 		t.Error("matches")
 	}
 }
@@ -110,11 +110,11 @@ func FuzzMatch(f *testing.F) {
 		if len(pattern) > 12 || len(s) > 24 { // slow is slow
 			t.Skip()
 		}
-		if want := slow(characters(pattern), characters(s)); match(pattern, s, false) != want {
+		if want := slow(characters(pattern), characters(s)); Match(pattern, s, false) != want {
 			t.Errorf("%q matches %q: not %v", pattern, s, want)
 		}
 		if utf8.ValidString(pattern) && utf8.ValidString(s) { // lowerAll would change the rest
-			if want := slow(characters(lowerAll(pattern)), characters(lowerAll(s))); match(pattern, s, true) != want {
+			if want := slow(characters(lowerAll(pattern)), characters(lowerAll(s))); Match(pattern, s, true) != want {
 				t.Errorf("%q matches %q in any case: not %v", pattern, s, want)
 			}
 		}

@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: BSD-3-Clause
 
-package policy
+// Package pattern matches texts with OpenSSH's patterns.
+package pattern
 
 import "unicode/utf8"
 
-// match says whether all of s fits a pattern, in which * is any run of characters and ? any one character, as
+// Match says whether all of s fits a pattern, in which * is any run of characters and ? any one character, as
 // PATTERNS in ssh_config(5). With fold the letters A to Z are the small ones. A byte that is not UTF-8 is a character.
 //
 // Only the last * seen is ever tried again, so it takes at most len(pattern) times len(s) steps.
-func match(pattern, s string, fold bool) bool {
+func Match(pattern, s string, fold bool) bool {
 	p, i := 0, 0        // what is left of both begins here
 	star, from := -1, 0 // after the last *; what it has left over begins here
 	for i < len(s) {
