@@ -25,7 +25,16 @@ unitdir = $(PREFIX)/$(if $(filter $(HOME)/.local,$(PREFIX)),share,lib)/systemd/u
 # launchd does not look here: what is in /Library/LaunchAgents would start for every user.
 launchdir = $(PREFIX)/share/vmux
 
-.PHONY: all build test check deps fmt fmt-check vet staticcheck tidy lint-man demo threats bench fuzz clean \
+# What cocoa needs of the compiler, and who macOS takes a program for.
+ifeq ($(shell uname -s),Darwin)
+REMEDY = -gcflags=all=-d=variablemakehash=qn
+SIGN = codesign --force --sign - --identifier app.vmux.$${c\#vmux-}
+else
+REMEDY =
+SIGN = :
+endif
+
+.PHONY: all build test check check-darwin check-darwin-long deps fmt fmt-check vet staticcheck tidy lint-man demo threats bench fuzz clean \
 	install uninstall install-user uninstall-user prefix
 .NOTPARALLEL:
 
@@ -35,7 +44,7 @@ all: build
 # what is not used and takes half of a command's start.
 build:
 	@mkdir -p '$(out)'
-	$(GO) build -trimpath -buildvcs=false -tags urfave_cli_no_docs,urfave_cli_no_suggest -ldflags '-X vmux.app/toolkit/internal/cli.version=$(VERSION)' -o '$(out)/' ./cmd/...
+	$(GO) build -trimpath -buildvcs=false $(REMEDY) -tags urfave_cli_no_docs,urfave_cli_no_suggest -ldflags '-X vmux.app/toolkit/internal/cli.version=$(VERSION)' -o '$(out)/' ./cmd/...
 
 # What the tests talk to: real sshd, ip, mandoc, shells.
 deps:
@@ -45,6 +54,15 @@ test: deps
 	$(GO) test -race -shuffle=on $(TESTFLAGS) ./...
 
 check: fmt-check vet staticcheck tidy test lint-man
+
+# What is meant for macOS, on Debian: types, linking, and running against a stand-in for Apple's frameworks.
+check-darwin:
+	@GO='$(GO)' internal/darwintest/check
+
+# The longer proofs of the same: ten million calls to Objective-C, and faults planted into a copy, which the tests must catch.
+check-darwin-long:
+	@GO='$(GO)' internal/darwintest/check calls
+	@GO='$(GO)' internal/darwintest/faults
 
 fmt:
 	gofmt -w .
@@ -103,6 +121,7 @@ install: prefix build
 	for c in $(COMMANDS); do \
 		echo "$$c"; \
 		install -m 0755 "$(out)/$$c" '$(bindir)/'; \
+		$(SIGN) "$(bindir)/$$c"; \
 		"$(out)/$$c" completion bash >"$$tmp" && install -m 0644 "$$tmp" "$(bashdir)/$$c"; \
 		"$(out)/$$c" completion zsh >"$$tmp" && install -m 0644 "$$tmp" "$(zshdir)/_$$c"; \
 		"$(out)/$$c" completion fish >"$$tmp" && install -m 0644 "$$tmp" "$(fishdir)/$$c.fish"; \

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"os"
@@ -15,12 +16,12 @@ import (
 	"vmux.app/toolkit/internal/agent"
 	"vmux.app/toolkit/internal/cli"
 	"vmux.app/toolkit/internal/control"
+	"vmux.app/toolkit/internal/networks"
+	"vmux.app/toolkit/internal/oslog"
 	"vmux.app/toolkit/internal/phone"
 	"vmux.app/toolkit/internal/process"
 	"vmux.app/toolkit/internal/session"
 	"vmux.app/toolkit/internal/store"
-	"vmux.app/toolkit/internal/transport"
-	"vmux.app/toolkit/internal/transport/lan"
 	"vmux.app/toolkit/internal/unixsock"
 )
 
@@ -52,7 +53,7 @@ func run(c *cli.Context) error {
 		return err
 	}
 	config := settings.start
-	log := slog.New(slog.NewTextHandler(c.App.ErrWriter, &slog.HandlerOptions{Level: &settings.level}))
+	log := slog.New(logHandler(c.App.ErrWriter, &settings.level))
 
 	// The socket first: of two agents the second must not touch anything.
 	listeners, err := listen(config.Socket, log)
@@ -61,7 +62,9 @@ func run(c *cli.Context) error {
 	}
 	defer closeAll(listeners)
 
-	options, err := phone.Prepare(store.Env(os.Getenv), config, "vmux-agent "+cli.Version(), []transport.Network{lan.New(log)}, log)
+	all, closeNetworks := networks.Open(log)
+	defer closeNetworks()
+	options, err := phone.Prepare(store.Env(os.Getenv), config, "vmux-agent "+cli.Version(), all, log)
 	if err != nil {
 		return err
 	}
@@ -138,6 +141,14 @@ func run(c *cli.Context) error {
 	defer reloads.Wait()
 	defer cancel()
 	return serveAll(ctx, server, listeners)
+}
+
+// logHandler is the system's log where a service manager that keeps no output has started this process, launchd, else out.
+func logHandler(out io.Writer, level slog.Leveler) slog.Handler {
+	if h := oslog.New(level); h != nil && os.Getppid() == 1 {
+		return h
+	}
+	return slog.NewTextHandler(out, &slog.HandlerOptions{Level: level})
 }
 
 // listen gives the sockets that the service manager passed, or else our own.

@@ -196,11 +196,10 @@ func list(c *cli.Context) error {
 // loadState ends the command when the state was damaged, after it was set
 // aside: what the user asked about is not there any more.
 func loadState(c *cli.Context) (*store.Store, store.State, error) {
-	path, err := store.Env(os.Getenv).StateFile()
+	s, err := store.Open(store.Env(os.Getenv), cli.From(c).Logger())
 	if err != nil {
 		return nil, store.State{}, err
 	}
-	s := store.New(path, cli.From(c).Logger())
 	state, err := s.Load()
 	return s, state, err
 }

@@ -15,12 +15,12 @@ import (
 	"golang.org/x/term"
 
 	"vmux.app/toolkit/internal/cli"
+	"vmux.app/toolkit/internal/networks"
 	"vmux.app/toolkit/internal/pairing"
 	"vmux.app/toolkit/internal/phone"
 	"vmux.app/toolkit/internal/safetext"
 	"vmux.app/toolkit/internal/store"
 	"vmux.app/toolkit/internal/transport"
-	"vmux.app/toolkit/internal/transport/lan"
 )
 
 func pair(c *cli.Context, config store.Config) error {
@@ -30,7 +30,9 @@ func pair(c *cli.Context, config store.Config) error {
 		return cli.Fail(cli.ExitUsage, "run it in a terminal, or use a one-time URL: vmux-pair --url",
 			fmt.Errorf("nobody can be asked for the digits: %w", cli.ErrNoTerminal))
 	}
-	o, err := options(c, config)
+	all, closeNetworks := networks.Open(t.Logger())
+	defer closeNetworks()
+	o, err := options(c, config, all)
 	if err != nil {
 		return err
 	}
@@ -82,9 +84,9 @@ func pair(c *cli.Context, config store.Config) error {
 	return nil
 }
 
-func options(c *cli.Context, config store.Config) (phone.PairOptions, error) {
+func options(c *cli.Context, config store.Config, all []transport.Network) (phone.PairOptions, error) {
 	log := cli.From(c).Logger()
-	o, err := phone.Prepare(store.Env(os.Getenv), config, "vmux-pair "+cli.Version(), []transport.Network{lan.New(log)}, log)
+	o, err := phone.Prepare(store.Env(os.Getenv), config, "vmux-pair "+cli.Version(), all, log)
 	if err != nil {
 		return phone.PairOptions{}, err
 	}

@@ -41,6 +41,7 @@ The home is $VMUX_SIGNER_HOME, else $XDG_DATA_HOME/vmux-signer. Keys in it are n
 				Flags: []cli.Flag{
 					&cli.StringFlag{Name: "listen", Usage: "listen on `HOST:PORT`", Value: ":0"},
 					&cli.BoolFlag{Name: "no-advertise", Usage: "do not advertise by DNS-SD"},
+					&cli.BoolFlag{Name: "nearby", Usage: "let devices nearby connect without a network (macOS)"},
 					&cli.StringFlag{Name: "asleep", Usage: "neither listen nor advertise until somebody connects to `HOST:PORT`"},
 					&cli.StringFlag{Name: "device-token", Usage: "have devices push to `TOKEN`, hexadecimal, when this is asleep"},
 					&cli.StringFlag{Name: "topic", Usage: "the push's `TOPIC`, a bundle id"},

@@ -19,6 +19,7 @@ import (
 
 	"vmux.app/toolkit/internal/cli"
 	"vmux.app/toolkit/internal/envelope"
+	"vmux.app/toolkit/internal/networks"
 	"vmux.app/toolkit/internal/pairing"
 	"vmux.app/toolkit/internal/process"
 	"vmux.app/toolkit/internal/safetext"
@@ -135,6 +136,9 @@ func serve(c *cli.Context) error {
 				t.Result(e, nil)
 			}
 		},
+	}
+	if c.Bool("nearby") {
+		o.Nearby = func() (net.Listener, error) { return networks.ListenNearby(o.Log) }
 	}
 	switch approve {
 	case "terminal":

@@ -9,18 +9,19 @@ import (
 	"time"
 
 	"vmux.app/toolkit/internal/cli"
+	"vmux.app/toolkit/internal/networks"
 	"vmux.app/toolkit/internal/phone"
 	"vmux.app/toolkit/internal/safetext"
 	"vmux.app/toolkit/internal/store"
-	"vmux.app/toolkit/internal/transport"
-	"vmux.app/toolkit/internal/transport/lan"
 )
 
 // wait looks for a phone that was pushed to, and says when it came.
 func wait(c *cli.Context, config store.Config, p store.Phone) error {
 	t := cli.From(c)
 	log := t.Logger()
-	o, err := phone.Prepare(store.Env(os.Getenv), config, "vmux-wake "+cli.Version(), []transport.Network{lan.New(log)}, log)
+	all, closeNetworks := networks.Open(log)
+	defer closeNetworks()
+	o, err := phone.Prepare(store.Env(os.Getenv), config, "vmux-wake "+cli.Version(), all, log)
 	if err != nil {
 		return err
 	}

@@ -39,7 +39,9 @@ type (
 // Main runs app as this process and returns its exit status. The first SIGINT, SIGTERM or SIGHUP
 // cancels the command's context, a second one ends the process at once; but see Hangups. A signal that was ignored at start, as
 // nohup and shells do for background jobs, stays ignored.
-func Main(app *App) int {
+func Main(app *App) int { return onMain(func() int { return mainProgram(app) }) }
+
+func mainProgram(app *App) int {
 	ctx, cancel := context.WithCancelCause(context.Background())
 	defer cancel(nil)
 	s := catch(func(sig syscall.Signal) { cancel(&signalError{sig}) })
@@ -205,12 +207,11 @@ func inherited(c *Context, flag string) (string, bool) {
 // OpenState returns the store of this user's state and what is in it. A damaged state that was set aside is
 // said and replaced by an empty one; this is no error.
 func OpenState(c *Context) (*store.Store, store.State, error) {
-	path, err := store.Env(os.Getenv).StateFile()
+	t := From(c)
+	s, err := store.Open(store.Env(os.Getenv), t.Logger())
 	if err != nil {
 		return nil, store.State{}, err
 	}
-	t := From(c)
-	s := store.New(path, t.Logger())
 	st, err := s.Load()
 	if d, ok := errors.AsType[*store.DamagedError](err); ok && d.SetAside != "" {
 		t.Error(err)

@@ -14,6 +14,7 @@ import (
 
 	"vmux.app/toolkit/internal/agent"
 	"vmux.app/toolkit/internal/knownhosts"
+	"vmux.app/toolkit/internal/networks"
 	"vmux.app/toolkit/internal/pairing"
 	"vmux.app/toolkit/internal/phone"
 	"vmux.app/toolkit/internal/session"
@@ -260,6 +261,7 @@ func advice() []row {
 		}),
 
 		// cli
+		is(networks.ErrNearby, ExitUsage, "leave --nearby out; devices find the signer on the local network"),
 		is(ErrNoTerminal, ExitUsage, "run it in a terminal, or give the answer on the command line; see --help"),
 		is(ErrNoInput, ExitFailed, "type the answer and press Enter"),
 

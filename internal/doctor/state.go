@@ -34,11 +34,11 @@ func stateChecks() []Check {
 // state reads what is remembered.
 func (e *Env) state(ctx context.Context) (store.State, error) {
 	return e.facts.state.get(ctx, e, func(context.Context) (store.State, error) {
-		path, err := e.Getenv.StateFile()
+		state, err := store.Open(e.Getenv, nil)
 		if err != nil {
 			return store.State{}, err
 		}
-		return store.New(path, nil).Inspect()
+		return state.Inspect()
 	})
 }
 

@@ -15,26 +15,32 @@ const module = "vmux.app/toolkit/"
 // way, from the socket to the phone. What parses bytes from outside, or speaks
 // to the kernel, stands alone.
 var imports = map[string][]string{
+	"internal/cocoa":                 {},
+	"internal/darwintest/typecheck":  {},
 	"internal/duration":              {},
 	"internal/envelope":              {},
 	"internal/fingerprint":           {},
 	"internal/knownhosts":            {"internal/fingerprint", "internal/pattern"},
 	"internal/netnstest":             {},
+	"internal/networks":              {"internal/transport", "internal/transport/dnssd", "internal/transport/lan", "internal/transport/mpc"},
+	"internal/oslog":                 {},
 	"internal/pattern":               {},
 	"internal/policy":                {"internal/fingerprint", "internal/pattern"},
 	"internal/process":               {},
 	"internal/ptytest":               {},
 	"internal/safetext":              {},
 	"internal/signed":                {},
-	"internal/store":                 {"internal/duration", "internal/policy", "internal/wake/apns"},
+	"internal/store":                 {"internal/duration", "internal/policy", "internal/userdefaults", "internal/wake/apns"},
 	"internal/transport/dnssd":       {},
 	"internal/unixsock":              {},
+	"internal/userdefaults":          {"internal/cocoa"},
 	"internal/wake":                  {"internal/store", "internal/wake/apns"},
 	"internal/wake/apns":             {},
 	"internal/wake/apnstest":         {},
 	"internal/agent":                 {"internal/policy", "internal/process", "internal/signed", "internal/unixsock"},
 	"internal/transport":             {"internal/envelope"},
 	"internal/transport/mem":         {"internal/transport"},
+	"internal/transport/mpc":         {"internal/cocoa", "internal/transport"},
 	"internal/transport/lan":         {"internal/transport", "internal/transport/dnssd"},
 	"internal/transport/conformance": {"internal/envelope", "internal/transport"},
 	"internal/control":               {"internal/phone", "internal/session"},
@@ -47,8 +53,25 @@ var imports = map[string][]string{
 		"internal/process", "internal/safetext", "internal/session", "internal/store", "internal/transport", "internal/transport/dnssd",
 		"internal/transport/lan", "internal/unixsock", "internal/wake", "internal/wake/apns"},
 	// The table of advice knows the errors of all.
-	"internal/cli": {"internal/agent", "internal/doctor", "internal/knownhosts", "internal/pairing", "internal/phone", "internal/safetext", "internal/session",
+	"internal/cli": {"internal/agent", "internal/cocoa", "internal/networks", "internal/doctor", "internal/knownhosts", "internal/pairing", "internal/phone", "internal/safetext", "internal/session",
 		"internal/signer", "internal/store", "internal/transport", "internal/transport/dnssd", "internal/unixsock", "internal/wake/apns"},
+}
+
+// What is for macOS is in no program for another system.
+func TestNothingOfMacOSElsewhere(t *testing.T) {
+	t.Parallel()
+	c := exec.Command("go", "list", "-deps", "../../cmd/...")
+	c.Env = append(c.Environ(), "GOOS=linux")
+	out, err := c.Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range strings.Fields(string(out)) {
+		switch name := strings.TrimPrefix(p, module); {
+		case strings.Contains(p, "darwinkit"), name == "internal/cocoa", name == "internal/userdefaults", name == "internal/transport/mpc":
+			t.Errorf("%s is in a program for Linux", p)
+		}
+	}
 }
 
 // The direction of imports is part of the design: the agent never knows the

@@ -22,13 +22,16 @@ func secure(ctx context.Context, networks []transport.Network, c transport.Candi
 	if c.Via != nil {
 		networks = []transport.Network{c.Via}
 	}
+	// One network's addresses are nothing to the others, which refuse them at once.
 	var errs []error
 	for _, n := range networks {
 		raw, err := n.Dial(ctx, c.Address)
 		if err == nil {
 			return transport.Client(ctx, raw, id, proto, accept)
 		}
-		errs = append(errs, err)
+		if !errors.Is(err, transport.ErrAddress) {
+			errs = append(errs, err)
+		}
 	}
 	return nil, errors.Join(errs...)
 }

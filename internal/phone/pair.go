@@ -91,8 +91,11 @@ func Pair(ctx context.Context, o PairOptions) (store.Phone, error) {
 	if err != nil {
 		return store.Phone{}, err
 	}
-	paired := store.Phone{Name: peer.Name, Pin: peer.Pin.String(), Address: at.Address, FixedAddress: o.Address,
+	paired := store.Phone{Name: peer.Name, Pin: peer.Pin.String(), FixedAddress: o.Address,
 		Instance: at.Instance, PairedAt: time.Now().UTC().Truncate(time.Second)}
+	if !at.Passing {
+		paired.Address = at.Address
+	}
 	err = o.Store.Update(func(s *store.State) error {
 		s.Forget(paired.Pin)
 		s.Phones = append(s.Phones, paired)

@@ -100,7 +100,7 @@ func Prepare(env store.Env, config store.Config, software string, networks []tra
 	if err != nil {
 		return Options{}, err
 	}
-	stateFile, err := env.StateFile()
+	state, err := store.Open(env, log)
 	if err != nil {
 		return Options{}, err
 	}
@@ -113,7 +113,7 @@ func Prepare(env store.Env, config store.Config, software string, networks []tra
 		return Options{}, err
 	}
 	return Options{Identity: id, Name: config.Name, Software: software, Networks: networks,
-		Store: store.New(stateFile, log), Deadline: config.Deadline, Log: log}, nil
+		Store: state, Deadline: config.Deadline, Log: log}, nil
 }
 
 // Phone is one paired phone. Its methods may be called at the same time.
@@ -399,7 +399,10 @@ func (p *Phone) look(a *attempt, within time.Duration) {
 // linked remembers where and what the phone is.
 func (p *Phone) linked(link *transport.Link, at transport.Candidate) {
 	p.remember(func(s *store.Phone) {
-		s.Address, s.Software = at.Address, link.Peer().Software
+		s.Software = link.Peer().Software
+		if !at.Passing {
+			s.Address = at.Address
+		}
 		if at.Instance != "" {
 			s.Instance = at.Instance
 		}

@@ -48,7 +48,9 @@ type Options struct {
 	Approver  Approver
 	Listen    string // HOST:PORT; ":0" when empty
 	Advertise bool   // by DNS-SD, unless the address is a loopback one
-	Software  string // in hello: "vmux-signer 1.2"
+	// Nearby, when set, opens another listener, once the first one listens.
+	Nearby   func() (net.Listener, error)
+	Software string // in hello: "vmux-signer 1.2"
 	// WakeAddress is HOST:PORT to sleep on at first: the signer neither listens nor
 	// advertises until somebody connects there. That only wakes it, and may be
 	// anybody. Empty for awake.
@@ -194,6 +196,19 @@ func Serve(ctx context.Context, home *Home, o Options) error {
 	}
 	s.log.Debug("listening", "address", listener.Addr())
 	s.event(Event{Event: EventListening, Address: listener.Addr().String()})
+	if o.Nearby != nil {
+		near, err := o.Nearby()
+		if err != nil {
+			listener.Close()
+			stop()
+			return err
+		}
+		services.Go(func() {
+			defer context.AfterFunc(ctx, func() { near.Close() })()
+			defer near.Close()
+			s.accept(ctx, near)
+		})
+	}
 	s.accept(ctx, listener)
 	stop()
 	s.conns.Wait()
@@ -436,6 +451,9 @@ func (s *server) accept(ctx context.Context, l net.Listener) {
 				raw.Close()
 			}
 			return
+		}
+		if errors.Is(err, net.ErrClosed) {
+			return // the others go on
 		}
 		if err != nil {
 			s.log.Warn("accept", "reason", err)

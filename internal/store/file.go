@@ -28,8 +28,9 @@ type Keeper interface {
 
 // Store keeps the state in a file that only its user can read. It is safe for concurrent use.
 type Store struct {
-	path string
-	log  *slog.Logger
+	path   string
+	log    *slog.Logger
+	values Values // instead of the file, if any
 }
 
 const (
@@ -103,11 +104,16 @@ func New(path string, log *slog.Logger) *Store {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	return &Store{path, log}
+	return &Store{path: path, log: log}
 }
 
-// Path returns the path of the state's file.
-func (s *Store) Path() string { return s.path }
+// Path returns the path of the state's file, or else what says where it is.
+func (s *Store) Path() string {
+	if s.values != nil {
+		return s.values.String()
+	}
+	return s.path
+}
 
 // Load returns the state; without a file it is empty. Errors: *DamagedError together with the
 // empty state, to be said before going on; *NewerError; *ModeError when others could have written
@@ -120,7 +126,7 @@ func (s *Store) Load() (State, error) {
 	}
 	unlock, lockErr := s.lock()
 	if lockErr != nil {
-		return State{}, &DamagedError{s.path, "", errors.Join(d.Err, lockErr)}
+		return State{}, &DamagedError{s.Path(), "", errors.Join(d.Err, lockErr)}
 	}
 	defer unlock()
 	st, err = s.read() // another process may have set it aside and begun anew
@@ -153,8 +159,8 @@ func (s *Store) Update(change func(*State) error) error {
 	if err != nil {
 		return fmt.Errorf("state not written: %w", err)
 	}
-	if err := writeFile(s.path, b); err != nil {
-		return &UnwritableError{s.path, err}
+	if err := s.write(b); err != nil {
+		return &UnwritableError{s.Path(), err}
 	}
 	return nil
 }
@@ -164,6 +170,9 @@ func (s *Store) read() (State, error) { return s.readAs(s.makePrivate) }
 
 // readAs is read, with what to do about a file that others can read.
 func (s *Store) readAs(see func(f *os.File) error) (State, error) {
+	if s.values != nil {
+		return s.readValue()
+	}
 	f, err := open(s.path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return State{}, nil
@@ -185,14 +194,7 @@ func (s *Store) readAs(see func(f *os.File) error) (State, error) {
 	if err != nil {
 		return State{}, fmt.Errorf("cannot read the state: %w", err)
 	}
-	st, err := decodeState(b)
-	if v, ok := errors.AsType[errNewer](err); ok {
-		return State{}, &NewerError{s.path, int(v)}
-	}
-	if err != nil {
-		return State{}, &DamagedError{Path: s.path, Err: err}
-	}
-	return st, nil
+	return s.decode(b)
 }
 
 // makePrivate closes a file that others can only read. It has public keys, addresses and names: worth
@@ -213,24 +215,24 @@ func (s *Store) makePrivate(f *os.File) error {
 	return nil
 }
 
-// setAside renames the damaged file to a name that is free. The lock is held.
+// setAside gives what is damaged a name that is free. The lock is held.
 func (s *Store) setAside(d *DamagedError) error {
-	stamp := s.path + ".damaged-" + time.Now().UTC().Format("20060102T150405Z")
+	stamp := ".damaged-" + time.Now().UTC().Format("20060102T150405Z")
 	for i := range maxSetAside {
-		aside := stamp
+		suffix := stamp
 		if i > 0 {
-			aside = fmt.Sprintf("%s-%d", stamp, i+1)
+			suffix = fmt.Sprintf("%s-%d", stamp, i+1)
 		}
-		err := renameNew(s.path, aside)
+		aside, err := s.rename(suffix)
 		if errors.Is(err, fs.ErrExist) {
 			continue
 		}
 		if err != nil {
-			return &DamagedError{s.path, "", errors.Join(d.Err, &UnwritableError{s.path, err})}
+			return &DamagedError{s.Path(), "", errors.Join(d.Err, &UnwritableError{s.Path(), err})}
 		}
-		return &DamagedError{s.path, aside, d.Err}
+		return &DamagedError{s.Path(), aside, d.Err}
 	}
-	return &DamagedError{s.path, "", errors.Join(d.Err, &UnwritableError{s.path, fs.ErrExist})}
+	return &DamagedError{s.Path(), "", errors.Join(d.Err, &UnwritableError{s.Path(), fs.ErrExist})}
 }
 
 // renameNew renames and fails with fs.ErrExist rather than replace. Only processes that hold the lock

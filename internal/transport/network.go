@@ -18,7 +18,7 @@ type Network interface {
 	// Browse reports who claims to be a phone until ctx ends. It calls found from
 	// one goroutine at a time. Without any way to look it returns an error early.
 	Browse(ctx context.Context, found func(Candidate)) error
-	// Dial opens a stream to an address that Browse gave, or that a person typed.
+	// Dial opens a stream to an address that Browse gave, or that a person typed. The error may be ErrAddress.
 	Dial(ctx context.Context, address string) (net.Conn, error)
 }
 
@@ -31,6 +31,8 @@ type Candidate struct {
 	// Again is when Race tries it again after a failure; 0 is never. A phone that
 	// restarts at an address that is known announces nothing there.
 	Again time.Duration
+	// Passing says that the address means nothing later: it is not remembered.
+	Passing bool
 }
 
 // Limits of Race. A start is a TCP and TLS handshake: cheap for us, and a rogue
@@ -43,6 +45,9 @@ const (
 	raceSources  = 1024                  // sources whose claims may wait
 	racePerOne   = 8                     // claims of one source that may wait
 )
+
+// ErrAddress says that an address is one of another network.
+var ErrAddress = errors.New("not an address of this network")
 
 // ErrNobody says that no candidate was found, or none of them was the one.
 var ErrNobody = errors.New("no phone answered")
