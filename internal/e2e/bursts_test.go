@@ -17,6 +17,9 @@ import (
 	"time"
 
 	"golang.org/x/crypto/ssh"
+
+	"vmux.app/toolkit/internal/envelope"
+	"vmux.app/toolkit/internal/transport"
 )
 
 // What a person wants of a burst: each login that was approved gets in, also
@@ -430,4 +433,76 @@ func TestThreat_N02_DenialIsNotAskedAgain(t *testing.T) {
 		t.Errorf("another session: %v", err)
 	}
 	p.asked("denied", "denied", "signed")
+}
+
+// The phone holds to it by itself: of a device without manners 8 prompts wait,
+// and who asks the same again makes no more of them.
+func TestThreat_N02_PhoneKeepsCount(t *testing.T) {
+	t.Parallel()
+	d, p, _, owner := asking(t)
+	id, err := transport.NewIdentity(d.linkKey())
+	if err != nil {
+		t.Fatal(err)
+	}
+	thief := &raw{t, id}
+	l := thief.open(p) // tells the keys
+	c, err := thief.dial(t.Context(), p.address, transport.ProtoLink)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	send := func(id string, p envelope.Payload) {
+		t.Helper()
+		if err := c.Send(envelope.Envelope{ID: id, Payload: p}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// answers waits until a type of answer has come so often, and gives what came.
+	answers := func(want envelope.Type, n int) (all []envelope.Envelope) {
+		t.Helper()
+		c.SetReadDeadline(time.Now().Add(patience))
+		for n > 0 {
+			e, err := c.Receive()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if e.Payload.Type() == want {
+				n--
+			}
+			if e.Payload.Type() != envelope.TypePending {
+				all = append(all, e)
+			}
+		}
+		return all
+	}
+	answers(envelope.TypeHello, 1)
+	send("", &envelope.Hello{Name: "thief", Software: "test", Capabilities: []string{}, Clock: envelope.At(time.Now())})
+
+	waits := map[string]*envelope.SignRequest{}
+	for range 20 {
+		id := transport.NewID()
+		waits[id] = l.loginRequest(time.Now())
+		send(id, waits[id])
+	}
+	for _, e := range answers(envelope.TypeError, 12) {
+		if refused, ok := e.Payload.(*envelope.Error); !ok || refused.Code != envelope.CodeTooMany {
+			t.Errorf("one of 20 at once: %+v", e.Payload)
+		}
+		delete(waits, e.ID)
+	}
+	p.serving.wait(`level=WARN msg=request device=vm .*outcome=tooMany .*reason="too many prompts of this device are waiting"`)
+	for _, q := range waits {
+		send(transport.NewID(), q)
+	}
+	send(transport.NewID(), &envelope.KeyListRequest{}) // when this is answered, those have arrived
+	if early := answers(envelope.TypeKeyListResponse, 1); len(early) != 1 {
+		t.Errorf("answers before anybody was asked: %+v", early)
+	}
+	for range 8 {
+		owner.next().approve()
+	}
+	if all := answers(envelope.TypeSignResponse, 16); len(all) != 16 {
+		t.Errorf("other answers, too: %+v", all)
+	}
+	owner.none()
 }

@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"bytes"
 	"fmt"
 	"os"
 	"os/user"
@@ -109,8 +110,12 @@ exit 0
 		d.configure("[policy]\ndefault = \"ask\"\n[[policy.rule]]\naction = \"refuse\"\n" + rule + "\n")
 		d.serving.again("configuration read again")
 		d.ok("setsid", "sh", script, shell, public)
-		eventually(t, "the orphan's end", func() bool { _, err := os.Stat(d.path("done")); return err == nil })
-		b, err := os.ReadFile(d.path("done"))
+		var b []byte
+		var err error
+		eventually(t, "the orphan's end", func() bool { // the file is there before it says anything
+			b, err = os.ReadFile(d.path("done"))
+			return bytes.HasSuffix(b, []byte("\n"))
+		})
 		if got := strings.TrimSpace(string(b)); err != nil || got != want {
 			t.Errorf("%s: ssh-keygen ends with %q, %v, want %s", rule, got, err, want)
 		}
