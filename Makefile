@@ -50,8 +50,9 @@ build:
 deps:
 	@sh .ci/deps
 
+# Tests of commands wait more than they work, hence more at once than there may be cores.
 test: deps
-	$(GO) test -race -shuffle=on $(TESTFLAGS) ./...
+	$(GO) test -race -shuffle=on -parallel 4 $(TESTFLAGS) ./...
 
 check: fmt-check vet staticcheck tidy test lint-man
 
