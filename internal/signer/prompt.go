@@ -15,15 +15,36 @@ import (
 	"vmux.app/toolkit/internal/safetext"
 )
 
-// ErrDenied is the owner's no.
-var ErrDenied = errors.New("denied by the owner")
+// Ends of a prompt.
+var (
+	// ErrDenied is the owner's no.
+	ErrDenied = errors.New("denied by the owner")
+	// ErrNotRecognized says that whoever approved was not shown to be the owner: a
+	// fingerprint that does not match. maxFailures of them in a row lock approvals.
+	ErrNotRecognized = errors.New("the owner was not recognized")
+	// ErrPassphrase says that a passphrase is not the right one. It counts as
+	// ErrNotRecognized does.
+	ErrPassphrase = errors.New("wrong passphrase")
+	// ErrLocked says that nothing is approved until the passphrase is given.
+	ErrLocked = errors.New("approvals are locked until the passphrase is given")
+)
 
 // Approver asks the owner about one request. It returns nil when the owner
-// approves, ErrDenied when not, and the context's error as soon as the request
-// is withdrawn or has expired; the prompt is gone by then. Approve is called
-// from many goroutines.
+// approves, ErrDenied when not, ErrNotRecognized when somebody else may have
+// answered, and the context's error as soon as the request is withdrawn or has
+// expired; the prompt is gone by then. When the prompt needs the passphrase, nil
+// counts after a successful Unlock only. Approve is called from many goroutines.
 type Approver interface {
 	Approve(ctx context.Context, p *Prompt) error
+}
+
+// PassphraseAsker is an Approver that can ask for the passphrase alone, before
+// prompts are shown. It shows why, which is safe text, and calls try with what is
+// typed, again after each ErrPassphrase, until try returns something else, which
+// it returns. It returns ErrDenied when the owner gives none, and the context's
+// error as Approve does.
+type PassphraseAsker interface {
+	AskPassphrase(ctx context.Context, why string, try func(passphrase []byte) error) error
 }
 
 // Prompt is what the owner is asked. Verified and Claimed do not change once it
@@ -33,7 +54,18 @@ type Prompt struct {
 	Claimed  Claimed
 
 	expires atomic.Int64 // Unix nanoseconds
+	// unlock opens the key that an approval uses, nil when that takes no passphrase.
+	unlock func(passphrase []byte) error
 }
+
+// NeedsPassphrase says whether an approval takes the passphrase, for Unlock.
+func (p *Prompt) NeedsPassphrase() bool { return p.unlock != nil }
+
+// Unlock tries a passphrase and overwrites it. nil: it is right, which is the
+// approval. ErrPassphrase: it is wrong and may be asked for again. Anything else
+// ends the prompt: ErrLocked after too many wrong ones, or what is the matter
+// with the key.
+func (p *Prompt) Unlock(passphrase []byte) error { return p.unlock(passphrase) }
 
 // Verified is what the signer knows by itself: from the pairing, from the data
 // to be signed and from the hosts' own signatures.
