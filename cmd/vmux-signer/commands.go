@@ -15,6 +15,7 @@ import (
 	"golang.org/x/crypto/ssh"
 
 	"vmux.app/toolkit/internal/cli"
+	"vmux.app/toolkit/internal/keyfile"
 	"vmux.app/toolkit/internal/safetext"
 	"vmux.app/toolkit/internal/signer"
 	"vmux.app/toolkit/internal/store"
@@ -28,12 +29,15 @@ func app() *cli.App {
 		Name:  "vmux-signer",
 		Usage: "keep SSH keys and sign what their owner approves",
 		Description: `The phone's part on any computer: it answers the vmux-agent of paired devices.
-The home is $VMUX_SIGNER_HOME, else $XDG_DATA_HOME/vmux-signer. Keys in it are not encrypted.`,
+The home is $VMUX_SIGNER_HOME, else $XDG_DATA_HOME/vmux-signer. Keys in it are encrypted with a passphrase.`,
 		Commands: []*cli.Command{
 			{
 				Name: "init", Usage: "make the home: keys, certificate authority, name",
 				Flags: []cli.Flag{&cli.StringFlag{Name: "name", Usage: "be called `NAME` by devices",
-					DefaultText: "the computer's name"}},
+					DefaultText: "the computer's name"},
+					passphraseFlag,
+					&cli.BoolFlag{Name: "no-passphrase", Usage: "do not encrypt the keys: whoever can read them has them"},
+				},
 				Action: initHome,
 			},
 			{
@@ -46,6 +50,8 @@ The home is $VMUX_SIGNER_HOME, else $XDG_DATA_HOME/vmux-signer. Keys in it are n
 					&cli.StringFlag{Name: "device-token", Usage: "have devices push to `TOKEN`, hexadecimal, when this is asleep"},
 					&cli.StringFlag{Name: "topic", Usage: "the push's `TOPIC`, a bundle id"},
 					cli.Choice("environment", "the push service's `ENVIRONMENT`", "production", "production", "sandbox"),
+					passphraseFlag,
+					&cli.BoolFlag{Name: "app-lock", Usage: "ask for the passphrase before prompts are shown"},
 					cli.Choice("approve", "ask for approval by `MEANS`; always is for tests and demonstrations", "",
 						"terminal", "askpass", "always"),
 					cli.LogLevelFlag(),
@@ -60,6 +66,22 @@ The home is $VMUX_SIGNER_HOME, else $XDG_DATA_HOME/vmux-signer. Keys in it are n
 				Flags: []cli.Flag{&cli.DurationFlag{Name: "timeout", Usage: "close the window after `DURATION`",
 					Value: signer.DefaultWindow}},
 				Action: pair,
+			},
+			{Name: "status", Usage: "say what the running signer is doing", Action: showStatus},
+			{Name: "lock", Usage: "withdraw prompts, and have the passphrase given before others", Action: lock},
+			{
+				Name: "unlock", Usage: "give the running signer the passphrase", Flags: []cli.Flag{passphraseFlag}, Action: unlock,
+				Description: `After five approvals in a row that failed, with App Lock, and where approvals do not ask for the
+passphrase by themselves. After wrong ones it takes longer.`,
+			},
+			{
+				Name: "passphrase", Usage: "encrypt the keys with another passphrase",
+				Flags: []cli.Flag{
+					passphraseFlag,
+					&cli.StringFlag{Name: "new-passphrase-file", Usage: "take the new one from the first line of `FILE`", TakesFile: true},
+					&cli.BoolFlag{Name: "none", Usage: "decrypt the keys: whoever can read them has them"},
+				},
+				Action: changePassphrase,
 			},
 			{Name: "devices", Usage: "list the paired devices", Action: devices},
 			{Name: "forget", Usage: "unpair a device and cut its links", ArgsUsage: "DEVICE", Action: forget},
@@ -79,7 +101,10 @@ The names are those that devices have given.`,
 				Subcommands: []*cli.Command{
 					{
 						Name: "add", Usage: "make a key and print its public half", ArgsUsage: "LABEL",
-						Flags:  []cli.Flag{cli.Choice("type", "make a key of `TYPE`", string(signer.ECDSA), string(signer.ECDSA), string(signer.Ed25519))},
+						Flags: []cli.Flag{
+							cli.Choice("type", "make a key of `TYPE`", string(keyfile.ECDSA), string(keyfile.ECDSA), string(keyfile.Ed25519)),
+							passphraseFlag,
+						},
 						Action: keyAdd,
 					},
 					{Name: "list", Usage: "list the keys", Action: keyList},
@@ -105,6 +130,7 @@ type keyObject struct {
 	Label       string `json:"label"`
 	Enabled     bool   `json:"enabled"`
 	Provider    string `json:"providerKind"`
+	Encrypted   bool   `json:"encrypted"`
 	Algorithm   string `json:"algorithm,omitzero"`
 	Fingerprint string `json:"fingerprint,omitzero"`
 	PublicKey   string `json:"publicKey,omitzero"` // a line for authorized_keys
@@ -117,6 +143,7 @@ func objectOf(k signer.Key) keyObject {
 		o.Error = k.Err.Error()
 		return o
 	}
+	o.Encrypted = k.Encrypted()
 	o.Algorithm, o.Fingerprint, o.PublicKey = k.Public.Type(), ssh.FingerprintSHA256(k.Public), line(k.Public, k.Label)
 	return o
 }
@@ -149,7 +176,20 @@ func initHome(c *cli.Context) error {
 	if !c.IsSet("name") {
 		name = signer.HostName()
 	}
-	h, err := signer.Init(dir, name)
+	if err := signer.CanInit(dir, name); err != nil { // before a question for nothing
+		return err
+	}
+	var secret []byte
+	switch {
+	case c.Bool("no-passphrase") && c.IsSet("passphrase-file"):
+		return &cli.UsageError{Problem: "--no-passphrase and --passphrase-file exclude one another", Hint: "leave one out"}
+	case !c.Bool("no-passphrase"):
+		if secret, err = newPassphrase(c, c.String("passphrase-file")); err != nil {
+			return err
+		}
+		defer clear(secret)
+	}
+	h, err := signer.Init(dir, name, secret)
 	if err != nil {
 		return err
 	}
@@ -171,7 +211,9 @@ func initHome(c *cli.Context) error {
 		result.Keys = append(result.Keys, objectOf(k))
 	}
 	t.Notef("made %s for the signer %s", h.Dir(), name)
-	t.Warnf("the keys are not encrypted: whoever can read %s has them", h.Dir())
+	if secret == nil {
+		t.Warnf("the keys are not encrypted: whoever can read %s has them", h.Dir())
+	}
 	t.Result(result, func(w io.Writer) {
 		for _, k := range result.Keys {
 			fmt.Fprintln(w, k.PublicKey)
@@ -200,7 +242,15 @@ func keyAdd(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	k, err := h.AddKey(c.Args().First(), signer.KeyType(c.String("type")))
+	if err := signer.CheckLabel(c.Args().First()); err != nil { // before a question for nothing
+		return err
+	}
+	secret, err := passphrase(c, h)
+	if err != nil {
+		return err
+	}
+	defer clear(secret)
+	k, err := h.AddKey(c.Args().First(), keyfile.Type(c.String("type")), secret)
 	if err != nil {
 		return err
 	}
@@ -236,7 +286,11 @@ func keyList(c *cli.Context) error {
 				fmt.Fprintf(tw, "%s\t%s\t%s\n", k.Label, "unusable", safetext.Line(k.Error, 200))
 				continue
 			}
-			fmt.Fprintf(tw, "%s\t%s\t%s\t%s\n", k.Label, state, k.Algorithm, k.Fingerprint)
+			rest := ""
+			if k.Encrypted {
+				rest = "\tencrypted"
+			}
+			fmt.Fprintf(tw, "%s\t%s\t%s\t%s%s\n", k.Label, state, k.Algorithm, k.Fingerprint, rest)
 		}
 	})
 	return nil

@@ -262,7 +262,7 @@ func TestTerminals(t *testing.T) {
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	home := filepath.Join(dir, "h")
-	initial := exec.Command("vmux-signer", "init", "--name", "Pocket")
+	initial := exec.Command("vmux-signer", "init", "--no-passphrase", "--name", "Pocket")
 	initial.Env = append(os.Environ(), "VMUX_SIGNER_HOME="+home)
 	if out, err := initial.CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)

@@ -100,6 +100,10 @@ func serve(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
+	secret, err := servePassphrase(c, h, approve)
+	if err != nil {
+		return err
+	}
 	// Keys are in memory from here on.
 	if err := process.Harden(); err != nil {
 		t.Warnf("this process could not be hardened: %v", err)
@@ -124,6 +128,7 @@ func serve(c *cli.Context) error {
 	}
 
 	o := signer.Options{
+		Passphrase: secret, AppLock: c.Bool("app-lock"),
 		Listen: c.String("listen"), WakeAddress: c.String("asleep"), Push: push, Advertise: !c.Bool("no-advertise"), Software: "vmux-signer " + cli.Version(), Log: logger(level),
 		Event: func(e signer.Event) {
 			switch e.Event {
@@ -153,6 +158,34 @@ func serve(c *cli.Context) error {
 		o.Approver = signer.Always{Log: logger(min(level, slog.LevelWarn))}
 	}
 	return signer.Serve(c.Context, h, o)
+}
+
+// servePassphrase is the passphrase for an approval that does not ask for it, nil
+// when there is none or "vmux-signer unlock" will give it.
+func servePassphrase(c *cli.Context, h *signer.Home, approve string) ([]byte, error) {
+	protected, err := h.Protected()
+	if err != nil {
+		return nil, err
+	}
+	if c.Bool("app-lock") && !protected {
+		return nil, signer.ErrNotProtected
+	}
+	if approve == "terminal" || approve == "askpass" {
+		if c.IsSet("passphrase-file") {
+			return nil, &cli.UsageError{Problem: "each approval asks for the passphrase, and --passphrase-file answers none",
+				Hint: "leave it out, or approve by a program: --approve command:PROGRAM"}
+		}
+		return nil, nil
+	}
+	secret, err := givenPassphrase(c)
+	if err != nil || !protected || secret != nil {
+		return secret, err
+	}
+	if t := cli.From(c); t.Interactive() {
+		return askPassphrase(c, "Passphrase of "+h.Dir())
+	}
+	cli.From(c).Warnf("nothing is signed before the passphrase is given: vmux-signer unlock")
+	return nil, nil
 }
 
 // logLevel is what --log-level says, else --quiet, else VMUX_LOG_LEVEL.

@@ -13,6 +13,7 @@ import (
 	"syscall"
 
 	"vmux.app/toolkit/internal/agent"
+	"vmux.app/toolkit/internal/keyfile"
 	"vmux.app/toolkit/internal/knownhosts"
 	"vmux.app/toolkit/internal/networks"
 	"vmux.app/toolkit/internal/pairing"
@@ -227,12 +228,15 @@ func advice() []row {
 		is(signer.ErrNotRunning, ExitFailed, "start it in another terminal: vmux-signer serve"),
 		is(signer.ErrName, ExitUsage, "choose another one, as in --name Pocket"),
 		is(signer.ErrLabel, ExitUsage, "choose another one, as in: vmux-signer key add work"),
-		is(signer.ErrKeyType, ExitUsage, "write --type ecdsa or --type ed25519"),
+		is(keyfile.ErrType, ExitUsage, "write --type ecdsa or --type ed25519"),
 		is(signer.ErrKeyExists, ExitFailed, "choose another label, or remove that key first; see: vmux-signer key list"),
 		is(signer.ErrNoKey, ExitFailed, "see what there is: vmux-signer key list"),
 		is(signer.ErrManyKeys, ExitFailed, "remove one that is not used: vmux-signer key remove LABEL"),
-		is(signer.ErrKeyEncrypted, ExitFailed, "take the passphrase off, with an empty new one: ssh-keygen -p -f FILE"),
-		is(signer.ErrKeyDamaged, ExitFailed, "restore the file from a backup, or move it out of the signer's home"),
+		is(signer.ErrPassphrase, ExitFailed, "type it again; nobody can find out a passphrase that is forgotten"),
+		is(signer.ErrProtected, ExitUsage, "run it in a terminal, or name a file that has it: --passphrase-file FILE"),
+		is(signer.ErrNotProtected, ExitFailed, "give the keys one: vmux-signer passphrase"),
+		is(signer.ErrLocked, ExitFailed, "give the passphrase: vmux-signer unlock"),
+		is(keyfile.ErrDamaged, ExitFailed, "restore the file from a backup, or move it out of the signer's home"),
 		is(signer.ErrNoHost, ExitFailed, "see what there is: vmux-signer hosts"),
 		is(signer.ErrNoDevice, ExitFailed, "see what there is: vmux-signer devices"),
 		is(signer.ErrManyDevices, ExitFailed, "forget one that is not used: vmux-signer forget DEVICE"),

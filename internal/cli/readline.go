@@ -71,3 +71,19 @@ func readLine(ctx context.Context, f *os.File) (string, error) {
 		}
 	}
 }
+
+// noEcho has a terminal show nothing of what is typed until restore is called.
+func noEcho(f *os.File) (restore func(), err error) {
+	fd := int(f.Fd())
+	was, err := unix.IoctlGetTermios(fd, getTermios)
+	if err != nil {
+		return nil, fmt.Errorf("cannot hide what is typed: %w", err)
+	}
+	now := *was
+	now.Lflag &^= unix.ECHO
+	now.Lflag |= unix.ICANON | unix.ISIG
+	if err := unix.IoctlSetTermios(fd, setTermios, &now); err != nil {
+		return nil, fmt.Errorf("cannot hide what is typed: %w", err)
+	}
+	return func() { _ = unix.IoctlSetTermios(fd, setTermios, was) }, nil // a terminal that is gone needs none
+}

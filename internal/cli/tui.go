@@ -312,3 +312,23 @@ func (t *TUI) Ask(ctx context.Context, prompt string) (string, error) {
 	}
 	return strings.TrimSpace(s), nil
 }
+
+// AskSecret is Ask for a passphrase: nothing is shown of what is typed, and spaces are part of it. Errors: those of Ask.
+func (t *TUI) AskSecret(ctx context.Context, prompt string) ([]byte, error) {
+	f, ok := t.stdin.(*os.File)
+	if !ok || !t.Interactive() {
+		return nil, ErrNoTerminal
+	}
+	restore, err := noEcho(f)
+	if err != nil {
+		return nil, err
+	}
+	defer restore()
+	t.mu.Lock()
+	t.eraseLocked()
+	fmt.Fprint(t.stderr, safetext.Line(prompt, maxLine))
+	t.mu.Unlock()
+	s, err := readLine(ctx, f)
+	t.line("", "") // the end of the line was not shown either
+	return []byte(strings.TrimRight(s, "\r\n")), err
+}

@@ -120,7 +120,7 @@ func newRig() (r *rig, err error) {
 	if err := os.Mkdir(r.path(".ssh"), 0o700); err != nil {
 		return r, err
 	}
-	if _, err := r.run("vmux-signer", "init", "--name", "Pocket"); err != nil {
+	if _, err := r.run("vmux-signer", "init", "--no-passphrase", "--name", "Pocket"); err != nil {
 		return r, err
 	}
 	var m []string

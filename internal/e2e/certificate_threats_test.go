@@ -469,7 +469,7 @@ func (m *certPhone) serve(ctx context.Context, raw net.Conn) {
 			return &envelope.CertificateResponse{Certificate: b}, err
 		}
 		return nil, errors.New("unexpected")
-	})
+	}, nil)
 }
 
 // honest is the certificate that was asked for, not yet signed.

@@ -180,7 +180,7 @@ func state(content string) func(*host) {
 	return func(h *host) { h.put(stateFile, content, 0o600) }
 }
 
-func signerHome(h *host) { h.ok("vmux-signer", "init", "--name", "Pocket") }
+func signerHome(h *host) { h.ok("vmux-signer", "init", "--no-passphrase", "--name", "Pocket") }
 
 // pairURL waits for a phone that is not there, if nothing is wrong.
 var pairURL = []string{"vmux-pair", "--url", "--address", "127.0.0.1:1", "--timeout", "1s"}
@@ -229,9 +229,9 @@ func TestBadUsage(t *testing.T) {
 		{args: []string{"vmux-signer", "key", "add", "a", "b"}, exit: 2, problem: `there is no place for the argument "b"`, hint: "vmux-signer key add [flags] LABEL"},
 		{args: []string{"vmux-signer", "forget"}, exit: 2, problem: "DEVICE is missing", hint: "vmux-signer forget [flags] DEVICE"},
 		{args: []string{"vmux-signer", "devices", "x"}, exit: 2, problem: `there is no place for the argument "x"`, hint: "vmux-signer devices [flags]"},
-		{args: []string{"vmux-signer", "init", "--name", ""}, exit: 2, problem: "1 to 63 bytes", hint: "--name Pocket"},
-		{args: []string{"vmux-signer", "init", "--name", "a\nb"}, exit: 2, problem: "1 to 63 bytes", hint: "--name Pocket"},
-		{args: []string{"vmux-signer", "init", "--name", strings.Repeat("x", 64)}, exit: 2, problem: "1 to 63 bytes", hint: "--name Pocket"},
+		{args: []string{"vmux-signer", "init", "--no-passphrase", "--name", ""}, exit: 2, problem: "1 to 63 bytes", hint: "--name Pocket"},
+		{args: []string{"vmux-signer", "init", "--no-passphrase", "--name", "a\nb"}, exit: 2, problem: "1 to 63 bytes", hint: "--name Pocket"},
+		{args: []string{"vmux-signer", "init", "--no-passphrase", "--name", strings.Repeat("x", 64)}, exit: 2, problem: "1 to 63 bytes", hint: "--name Pocket"},
 		{args: []string{"vmux-signer", "serve", "--approve", "never"}, exit: 2, problem: `"never" is none of terminal, askpass, always`, hint: "terminal|askpass|always"},
 		{name: "serve without a terminal", prepare: signerHome, args: []string{"vmux-signer", "serve"}, exit: 2, problem: "standard input is no terminal", hint: "--approve askpass"},
 		{name: "serve on the terminal without one", prepare: signerHome, args: []string{"vmux-signer", "serve", "--approve", "terminal"}, exit: 2, problem: "no terminal to ask on"},
@@ -360,10 +360,10 @@ func TestBadSurroundings(t *testing.T) {
 		{name: "signer home that is something else", prepare: func(h *host) { h.put("d/file", "mine", 0o600); h.setenv("VMUX_SIGNER_HOME", h.path("d")) },
 			args: []string{"vmux-signer", "key", "list"}, exit: 1, problem: "not a signer home", hint: "vmux-signer init"},
 		{name: "signer home in a directory of something else", prepare: func(h *host) { h.put("d/file", "mine", 0o600); h.setenv("VMUX_SIGNER_HOME", h.path("d")) },
-			args: []string{"vmux-signer", "init"}, exit: 1, problem: "the directory is not empty", hint: "VMUX_SIGNER_HOME="},
+			args: []string{"vmux-signer", "init", "--no-passphrase"}, exit: 1, problem: "the directory is not empty", hint: "VMUX_SIGNER_HOME="},
 		{name: "signer home that is a file", prepare: func(h *host) { h.setenv("VMUX_SIGNER_HOME", h.write("f", "mine", 0o600)) },
 			args: []string{"vmux-signer", "devices"}, exit: 1, problem: "not a signer home", hint: "vmux-signer init"},
-		{name: "signer home that exists", prepare: signerHome, args: []string{"vmux-signer", "init"}, exit: 1, problem: "a signer home exists already", hint: "VMUX_SIGNER_HOME="},
+		{name: "signer home that exists", prepare: signerHome, args: []string{"vmux-signer", "init", "--no-passphrase"}, exit: 1, problem: "a signer home exists already", hint: "VMUX_SIGNER_HOME="},
 		{name: "signer home open to others", prepare: func(h *host) { signerHome(h); h.chmod(".local/share/vmux-signer", 0o755) },
 			args: []string{"vmux-signer", "serve", "--approve", "always"}, exit: 1, problem: "is open to others (mode 0755)", hint: "chmod 700 "},
 		{name: "signer's link key open to others", prepare: func(h *host) { signerHome(h); h.chmod(".local/share/vmux-signer/link-key.pem", 0o644) },

@@ -336,7 +336,7 @@ type phone struct {
 func newPhone(t testing.TB) *phone {
 	t.Helper()
 	p := &phone{host: newHost(t)}
-	p.ok("vmux-signer", "init", "--name", "Pocket")
+	p.ok("vmux-signer", "init", "--no-passphrase", "--name", "Pocket")
 	return p
 }
 

@@ -93,7 +93,7 @@ func TestThreat_T01_MemoryIsClosed(t *testing.T) {
 	d, p := newHost(t), &phone{host: newHost(t)}
 	d.notRoot()
 	p.notRoot()
-	p.ok("vmux-signer", "init", "--name", "Pocket")
+	p.ok("vmux-signer", "init", "--no-passphrase", "--name", "Pocket")
 	p.serve("--approve", "always")
 	pair(t, d, p)
 	d.setenv("GOTRACEBACK", "crash") // so that it would leave a core file

@@ -787,7 +787,7 @@ func TestThreat_G03_TwoUsers(t *testing.T) {
 		who.p.asUser(who.name)
 	}
 	for _, who := range people {
-		who.p.ok("vmux-signer", "init", "--name", "Pocket of "+who.name)
+		who.p.ok("vmux-signer", "init", "--no-passphrase", "--name", "Pocket of "+who.name)
 		who.p.serve("--approve", "always")
 		who.d.agent()
 		pair(t, who.d, who.p)

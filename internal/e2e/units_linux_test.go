@@ -494,7 +494,7 @@ func TestSignerService(t *testing.T) {
 		askpass := p.write("askpass", "#!/bin/sh\nprintf '%s\\n' \"$1\" >>\"$XDG_RUNTIME_DIR/asked\"\ntouch \"$HOME/escaped\" 2>>\"$XDG_RUNTIME_DIR/asked\"\n[ ! -e \"$XDG_RUNTIME_DIR/no\" ]\n", 0o755)
 		p.dropIn("vmux-signer.service", "askpass", "[Service]\nEnvironment=SSH_ASKPASS="+askpass+"\nRestartSec=1ms\n")
 		p.confineAsNewer("vmux-signer.service")
-		p.ok("vmux-signer", "init", "--name", "Pocket")
+		p.ok("vmux-signer", "init", "--no-passphrase", "--name", "Pocket")
 		p.manager()
 		if r := p.make("PREFIX="+p.path(".local"), "install"); r.exit != 0 {
 			t.Fatal(r)

@@ -45,7 +45,7 @@ func farPhone(t testing.TB, n *netnstest.Net, name string) *phone {
 	t.Helper()
 	p := &phone{host: newHost(t)}
 	p.start = n.B.Start
-	p.ok("vmux-signer", "init", "--name", name)
+	p.ok("vmux-signer", "init", "--no-passphrase", "--name", name)
 	return p
 }
 

@@ -433,7 +433,7 @@ func (m *impostor) serve(ctx context.Context, raw net.Conn) {
 			return &envelope.SignResponse{Signature: s}, err
 		}
 		return nil, errors.New("unexpected")
-	})
+	}, nil)
 }
 
 // A phone that is paired, but answers for another phone's key: whatever it

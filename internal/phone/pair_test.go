@@ -51,7 +51,7 @@ func (r *rig) closed(t *testing.T, address string, u *pairing.URL, digits bool) 
 				if c.Proto() == transport.ProtoLink {
 					transport.Serve(t.Context(), c, hello, func(context.Context, string, envelope.Payload) (envelope.Payload, error) {
 						return &envelope.KeyListResponse{Keys: r.keys, CAKey: r.key.PublicKeyBlob}, nil
-					})
+					}, nil)
 					return
 				}
 				p.asked.Add(1)

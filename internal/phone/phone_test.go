@@ -140,7 +140,7 @@ func (r *rig) one(ctx context.Context, raw net.Conn, accept func(transport.Pin) 
 			return r.sign(ctx, n, q)
 		}
 		return nil, errors.New("unexpected")
-	}, r.tell...)
+	}, func() []envelope.Payload { return r.tell })
 }
 
 func (r *rig) paired(p transport.Pin) error { return conformance.Pinned(r.device.Pin())(p) }
@@ -453,7 +453,7 @@ func (r *rig) window(t *testing.T, address, name string, o pairing.PhoneOptions)
 				default:
 					transport.Serve(t.Context(), c, envelope.Hello{Name: name}, func(context.Context, string, envelope.Payload) (envelope.Payload, error) {
 						return &envelope.KeyListResponse{Keys: r.keys, CAKey: r.key.PublicKeyBlob}, nil
-					})
+					}, nil)
 				}
 			})
 		}

@@ -112,7 +112,8 @@ func (s *server) certifyLogged(ctx context.Context, pin transport.Pin, device De
 	if err != nil {
 		return nil, err
 	}
-	ca := s.current().ca
+	authority := s.current().ca
+	ca := authority.Public
 	prompt := certificatePrompt(device, r, &Certificate{
 		Serial:          serial,
 		KeyID:           strings.ReplaceAll(r.KeyID, serialMark, strconv.FormatUint(serial, 10)),
@@ -134,15 +135,18 @@ func (s *server) certifyLogged(ctx context.Context, pin transport.Pin, device De
 	defer cancel()
 	// The id keeps every request a prompt of its own: each is another certificate,
 	// of another serial.
-	if _, err := s.prompts.ask(ctx, promptKey{device: pin, key: string(identity), id: id}, prompt, expires); err != nil {
+	prompt.file = authority
+	approval, err := s.prompts.ask(ctx, promptKey{device: pin, key: string(identity), id: id}, prompt, expires)
+	if err != nil {
 		return nil, err
 	}
+	defer approval.done()
 	// Much may have happened while the owner thought, to certificates.toml too.
 	mayStill := func() error {
 		if err := s.stillAsked(ctx, pin, expires); err != nil {
 			return err
 		}
-		if !bytes.Equal(s.current().ca.Marshal(), ca.Marshal()) {
+		if !bytes.Equal(s.current().ca.Public.Marshal(), ca.Marshal()) {
 			return errCAChanged
 		}
 		_, _, err := s.certifiable(r)
@@ -151,12 +155,9 @@ func (s *server) certifyLogged(ctx context.Context, pin transport.Pin, device De
 	if err := mayStill(); err != nil {
 		return nil, err
 	}
-	authority, err := s.home.authority()
-	if err != nil {
-		return nil, err
-	}
-	if !bytes.Equal(authority.PublicKey().Marshal(), ca.Marshal()) {
-		return nil, errCAChanged
+	// The disk has the last word, also when nobody has said that it has changed.
+	if now, err := s.home.CA(); err != nil || !bytes.Equal(now.Marshal(), ca.Marshal()) {
+		return nil, errors.Join(errCAChanged, err)
 	}
 	made := s.now()
 	c := &ssh.Certificate{
@@ -169,7 +170,7 @@ func (s *server) certifyLogged(ctx context.Context, pin transport.Pin, device De
 		ValidBefore:     uint64(made.Unix() + r.Validity),
 		Permissions:     ssh.Permissions{CriticalOptions: optionMap(r.CriticalOptions), Extensions: optionMap(r.Extensions)},
 	}
-	if err := c.SignCert(rand.Reader, authority); err != nil { // draws the nonce, sorts the options
+	if err := c.SignCert(rand.Reader, approval.key); err != nil { // draws the nonce, sorts the options
 		return nil, err
 	}
 	if err := mayStill(); err != nil {
@@ -192,7 +193,7 @@ func (s *server) certifiable(r *envelope.CertificateRequest) (key ssh.PublicKey,
 			return key, nil, envelope.Errorf(envelope.CodeDenied, "the public key is the signer's own key %s", k.Label)
 		}
 	}
-	if bytes.Equal(now.ca.Marshal(), r.PublicKeyBlob) {
+	if bytes.Equal(now.ca.Public.Marshal(), r.PublicKeyBlob) {
 		return key, nil, envelope.Errorf(envelope.CodeDenied, "the public key is the signer's certificate authority's")
 	}
 	if err := wellFormed(r); err != nil {

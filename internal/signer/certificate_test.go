@@ -28,6 +28,7 @@ import (
 	"golang.org/x/crypto/ssh"
 
 	"vmux.app/toolkit/internal/envelope"
+	"vmux.app/toolkit/internal/keyfile"
 )
 
 // ephemeral is a key that somebody wants certified.
@@ -134,7 +135,7 @@ func TestThreat_C03_CertificateSaysWhatWasAsked(t *testing.T) {
 				t.Errorf("%s: options %v %v", name, c.CriticalOptions, c.Extensions)
 			}
 			checker := ssh.CertChecker{SupportedCriticalOptions: []string{"force-command", "source-address"}, IsUserAuthority: func(k ssh.PublicKey) bool {
-				return bytes.Equal(k.Marshal(), s.current().ca.Marshal())
+				return bytes.Equal(k.Marshal(), s.current().ca.Public.Marshal())
 			}}
 			for _, at := range []struct {
 				unix int64
@@ -362,7 +363,7 @@ func TestThreat_C03_KeysThatAreNotCertified(t *testing.T) {
 	}{
 		"identity":          {now.keys[0].Public.Marshal(), envelope.CodeDenied, "own key default"},
 		"disabled identity": {now.keys[1].Public.Marshal(), envelope.CodeDenied, "own key work"},
-		"CA":                {now.ca.Marshal(), envelope.CodeDenied, "certificate authority's"},
+		"CA":                {now.ca.Public.Marshal(), envelope.CodeDenied, "certificate authority's"},
 		"certificate":       {cert.Marshal(), envelope.CodeBadRequest, "certificate already"},
 		"RSA 2047":          {modulus(2047).Marshal(), envelope.CodeDenied, "not 2047"},
 		"RSA 1024":          {modulus(1024).Marshal(), envelope.CodeDenied, "not 1024"},
@@ -546,7 +547,7 @@ func otherCA(t *testing.T, h *Home) {
 	if err := os.Remove(h.path(caName)); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := writeNewKey(h.path(caName), "other", Ed25519); err != nil {
+	if _, err := writeNewKey(h.path(caName), "other", keyfile.Ed25519, nil); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -29,6 +29,12 @@ import (
 //
 //	{"command":"reload"}                          the home has changed
 //	  {"event":"done"}
+//	{"command":"status"}
+//	  {"event":"done","status":{…}}
+//	{"command":"lock"}                            shut App Lock, forget the passphrase
+//	  {"event":"done"}
+//	{"command":"unlock","passphrase":"…"}         base64; end the locks
+//	  {"event":"done"}
 //	{"command":"pair","url":"…","timeout":120}    open a window; url may be absent
 //	  {"event":"open"}
 //	  {"event":"confirm","device":{…},"code":"…"} only without url; storedAs when
@@ -43,6 +49,8 @@ type controlCommand struct {
 	Command string `json:"command"`
 	URL     string `json:"url,omitzero"`
 	Timeout int    `json:"timeout,omitzero"` // seconds
+
+	Passphrase []byte `json:"passphrase,omitzero"`
 }
 
 type controlEvent struct {
@@ -50,6 +58,7 @@ type controlEvent struct {
 	Device   *Device `json:"device,omitzero"`
 	Code     string  `json:"code,omitzero"`
 	StoredAs string  `json:"storedAs,omitzero"`
+	Status   *Status `json:"status,omitzero"`
 	Kind     string  `json:"kind,omitzero"`
 	Message  string  `json:"message,omitzero"`
 }
@@ -80,6 +89,9 @@ var controlKinds = []struct {
 	{"urlExpired", ErrURLExpired}, // before the next one, which it wraps
 	{"windowExpired", ErrWindowExpired},
 	{"urlUsed", ErrURLUsed},
+	{"passphrase", ErrPassphrase},
+	{"notProtected", ErrNotProtected},
+	{"protected", ErrProtected},
 	{"denied", ErrDenied},
 	{"declined", pairing.ErrDeclined},
 	{"wrongCode", pairing.ErrWrongCode},
@@ -265,9 +277,38 @@ func (s *server) control(ctx context.Context, raw *net.UnixConn) {
 		_ = c.send(controlEvent{Event: "done"}) // the command has gone if this fails
 	case "pair":
 		s.controlPair(ctx, c, cmd)
+	case "status":
+		_ = c.send(controlEvent{Event: "done", Status: s.status()}) // as above
+	case "lock":
+		s.lock()
+		_ = c.send(controlEvent{Event: "done"}) // as above
+	case "unlock":
+		s.controlUnlock(ctx, c, cmd.Passphrase)
 	default:
 		c.fail(fmt.Errorf("no command %q", cmd.Command))
 	}
+}
+
+// controlUnlock waits with a command for its turn to try a passphrase, unless it
+// leaves.
+func (s *server) controlUnlock(ctx context.Context, c *controlConn, passphrase []byte) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	var reader sync.WaitGroup
+	reader.Go(func() {
+		var none controlCommand
+		_ = c.receive(&none) // nothing follows
+		cancel(errCommandGone)
+	})
+	defer func() {
+		cancel(nil)
+		_ = c.c.SetReadDeadline(time.Unix(1, 0)) // fails when closed, and the reader ends too
+		reader.Wait()
+	}()
+	if err := s.unlock(ctx, passphrase); err != nil {
+		c.fail(err)
+		return
+	}
+	_ = c.send(controlEvent{Event: "done"}) // the command has gone if this fails
 }
 
 var errCommandGone = errors.New("the pair command has ended")
@@ -399,18 +440,50 @@ func (c *controlConn) next(ctx context.Context) (controlEvent, error) {
 // until the change is in force. Error: ErrNotRunning, when the next one will
 // read the home anyway.
 func (h *Home) Reload(ctx context.Context) error {
+	_, err := h.tell(ctx, controlCommand{Command: "reload"})
+	return err
+}
+
+// Status asks the process that serves the home how it is. Error: ErrNotRunning.
+func (h *Home) Status(ctx context.Context) (Status, error) {
+	e, err := h.tell(ctx, controlCommand{Command: "status"})
+	if err == nil && e.Status == nil {
+		err = fmt.Errorf("%w: it says nothing", ErrControl)
+	}
+	if err != nil {
+		return Status{}, err
+	}
+	return *e.Status, nil
+}
+
+// Lock has the process that serves the home withdraw its prompts, shut App Lock
+// and forget the passphrase. Error: ErrNotRunning.
+func (h *Home) Lock(ctx context.Context) error {
+	_, err := h.tell(ctx, controlCommand{Command: "lock"})
+	return err
+}
+
+// Unlock gives the passphrase to the process that serves the home, and ends the
+// locks of approvals. After many wrong ones that takes minutes. Errors:
+// ErrNotRunning, ErrPassphrase, ErrProtected, ErrNotProtected.
+func (h *Home) Unlock(ctx context.Context, passphrase []byte) error {
+	_, err := h.tell(ctx, controlCommand{Command: "unlock", Passphrase: passphrase})
+	return err
+}
+
+// tell has the process that serves the home do a command, and waits for its end.
+func (h *Home) tell(ctx context.Context, cmd controlCommand) (controlEvent, error) {
 	c, err := h.dialControl(ctx)
 	if err != nil {
-		return err
+		return controlEvent{}, err
 	}
 	defer c.c.Close()
 	stop := context.AfterFunc(ctx, func() { c.c.Close() })
 	defer stop()
-	if err := c.send(controlCommand{Command: "reload"}); err != nil {
-		return fmt.Errorf("%w: it has ended: %w", ErrNotRunning, err)
+	if err := c.send(cmd); err != nil {
+		return controlEvent{}, fmt.Errorf("%w: it has ended: %w", ErrNotRunning, err)
 	}
-	_, err = c.next(ctx)
-	return err
+	return c.next(ctx)
 }
 
 // PairOptions say how a window is opened.

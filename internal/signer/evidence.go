@@ -108,6 +108,7 @@ func fingerprint(k ssh.PublicKey) string {
 // login. m must be of a kind that is signed.
 func newPrompt(device Device, k *Key, m signed.Meaning, c *envelope.Context, known approvals) *Prompt {
 	p := &Prompt{
+		file: k.file,
 		Verified: Verified{
 			Device:    device.Name,
 			DevicePin: device.Pin,

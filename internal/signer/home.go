@@ -17,6 +17,7 @@ import (
 	"golang.org/x/crypto/ssh"
 	"golang.org/x/sys/unix"
 
+	"vmux.app/toolkit/internal/keyfile"
 	"vmux.app/toolkit/internal/store"
 )
 
@@ -79,25 +80,15 @@ func (h *Home) Dir() string { return h.dir }
 func (h *Home) path(name string) string { return filepath.Join(h.dir, name) }
 
 // Init makes a home with a link key, a certificate authority's key and one P-256
-// identity named FirstKey. The home appears whole or not at all. Errors:
-// ErrHomeExists, ErrDirNotEmpty.
-func Init(dir, name string) (*Home, error) {
+// identity named FirstKey, both encrypted unless the passphrase is empty. The
+// home appears whole or not at all. Errors: ErrHomeExists, ErrDirNotEmpty.
+func Init(dir, name string, passphrase []byte) (*Home, error) {
 	dir, err := filepath.Abs(dir)
 	if err != nil {
 		return nil, err
 	}
-	if err := CheckName(name); err != nil {
+	if err := CanInit(dir, name); err != nil {
 		return nil, err
-	}
-	entries, err := os.ReadDir(dir)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-	case err != nil:
-		return nil, err
-	case isHome(dir):
-		return nil, fmt.Errorf("%w: %s", ErrHomeExists, dir)
-	case len(entries) > 0:
-		return nil, fmt.Errorf("%w: %s", ErrDirNotEmpty, dir)
 	}
 	parent := filepath.Dir(dir)
 	if err := os.MkdirAll(parent, 0o700); err != nil {
@@ -116,10 +107,10 @@ func Init(dir, name string) (*Home, error) {
 	if _, err := store.LinkKey(h.path(linkKeyName)); err != nil {
 		return nil, err
 	}
-	if _, err := writeNewKey(h.path(caName), "vmux-signer CA "+name, ECDSA); err != nil {
+	if _, err := writeNewKey(h.path(caName), "vmux-signer CA "+name, keyfile.ECDSA, passphrase); err != nil {
 		return nil, err
 	}
-	if _, err := writeNewKey(h.keyPath(FirstKey), FirstKey, ECDSA); err != nil {
+	if _, err := writeNewKey(h.keyPath(FirstKey), FirstKey, keyfile.ECDSA, passphrase); err != nil {
 		return nil, err
 	}
 	s := State{Version: stateVersion, Name: name, Keys: map[string]KeyState{FirstKey: {Enabled: true}}}
@@ -141,6 +132,26 @@ func Init(dir, name string) (*Home, error) {
 	return h, nil
 }
 
+// CanInit says whether a home can be made, as far as it is known before. Errors:
+// ErrName, ErrHomeExists, ErrDirNotEmpty.
+func CanInit(dir, name string) error {
+	if err := CheckName(name); err != nil {
+		return err
+	}
+	entries, err := os.ReadDir(dir)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil
+	case err != nil:
+		return err
+	case isHome(dir):
+		return fmt.Errorf("%w: %s", ErrHomeExists, dir)
+	case len(entries) > 0:
+		return fmt.Errorf("%w: %s", ErrDirNotEmpty, dir)
+	}
+	return nil
+}
+
 // Open opens an existing home. What its user must hear, such as a damaged file
 // that was set aside, goes to warn. Errors: ErrNotHome, *PermissionError.
 func Open(dir string, warn func(string)) (*Home, error) {
@@ -160,7 +171,8 @@ func Open(dir string, warn func(string)) (*Home, error) {
 	if warn == nil {
 		warn = func(string) {}
 	}
-	return &Home{dir: dir, warn: warn}, nil
+	h := &Home{dir: dir, warn: warn}
+	return h, h.finishRekey()
 }
 
 // isHome goes by the certificate authority's key: no command removes it, and
@@ -177,15 +189,15 @@ func (h *Home) LinkKey() (*ecdsa.PrivateKey, error) {
 
 // CA is the public key of the certificate authority.
 func (h *Home) CA() (ssh.PublicKey, error) {
-	s, err := h.authority()
+	f, err := h.authority()
 	if err != nil {
 		return nil, err
 	}
-	return s.PublicKey(), nil
+	return f.Public, nil
 }
 
-// authority is the private key of the certificate authority.
-func (h *Home) authority() (ssh.Signer, error) { return readKey(h.path(caName)) }
+// authority is the key of the certificate authority.
+func (h *Home) authority() (*keyfile.File, error) { return readKey(h.path(caName)) }
 
 // lock takes the lock under which files change.
 func (h *Home) lock() (release func(), err error) { return h.lockWhile(context.Background()) }

@@ -3,6 +3,7 @@
 package signer
 
 import (
+	"bytes"
 	"errors"
 	"io/fs"
 	"os"
@@ -16,6 +17,8 @@ import (
 
 	"golang.org/x/crypto/ssh"
 
+	"vmux.app/toolkit/internal/keyfile"
+
 	"vmux.app/toolkit/internal/transport"
 )
 
@@ -27,7 +30,7 @@ func testHome(t *testing.T) *Home {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
-	h, err := Init(filepath.Join(dir, "h"), "Pocket")
+	h, err := Init(filepath.Join(dir, "h"), "Pocket", nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -46,7 +49,7 @@ func TestInit(t *testing.T) {
 			t.Errorf("%s: %v, %v; want mode %o", name, fi, err, want)
 		}
 	}
-	if _, err := Init(h.dir, "Pocket"); !errors.Is(err, ErrHomeExists) {
+	if _, err := Init(h.dir, "Pocket", nil); !errors.Is(err, ErrHomeExists) {
 		t.Errorf("second init: %v", err)
 	}
 	left, err := filepath.Glob(filepath.Join(filepath.Dir(h.dir), ".vmux*"))
@@ -55,16 +58,16 @@ func TestInit(t *testing.T) {
 	}
 
 	dir := t.TempDir()
-	if _, err := Init(dir, "Pocket"); err != nil {
+	if _, err := Init(dir, "Pocket", nil); err != nil {
 		t.Errorf("init in an empty directory: %v", err)
 	}
 	dir = t.TempDir()
 	os.WriteFile(filepath.Join(dir, "f"), nil, 0o600)
-	if _, err := Init(dir, "Pocket"); !errors.Is(err, ErrDirNotEmpty) {
+	if _, err := Init(dir, "Pocket", nil); !errors.Is(err, ErrDirNotEmpty) {
 		t.Errorf("init in a full directory: %v", err)
 	}
 	for _, name := range []string{"", " x", "a\nb", "\x1b[2J", strings.Repeat("x", 64), "\xff"} {
-		if _, err := Init(filepath.Join(dir, "n"), name); !errors.Is(err, ErrName) {
+		if _, err := Init(filepath.Join(dir, "n"), name, nil); !errors.Is(err, ErrName) {
 			t.Errorf("name %q: %v", name, err)
 		}
 	}
@@ -105,15 +108,15 @@ func TestLabels(t *testing.T) {
 func TestKeys(t *testing.T) {
 	t.Parallel()
 	h := testHome(t)
-	if _, err := h.AddKey("work", Ed25519); err != nil {
+	if _, err := h.AddKey("work", keyfile.Ed25519, nil); err != nil {
 		t.Fatal(err)
 	}
 	for _, c := range []struct {
 		label string
-		typ   KeyType
+		typ   keyfile.Type
 		want  error
-	}{{"work", ECDSA, ErrKeyExists}, {"../x", ECDSA, ErrLabel}, {"rsa", "rsa", ErrKeyType}} {
-		if _, err := h.AddKey(c.label, c.typ); !errors.Is(err, c.want) {
+	}{{"work", keyfile.ECDSA, ErrKeyExists}, {"../x", keyfile.ECDSA, ErrLabel}, {"rsa", "rsa", keyfile.ErrType}} {
+		if _, err := h.AddKey(c.label, c.typ, nil); !errors.Is(err, c.want) {
 			t.Errorf("add %s %s: %v", c.label, c.typ, err)
 		}
 	}
@@ -182,7 +185,7 @@ func TestKeyFiles(t *testing.T) {
 		t.Skip(err)
 	}
 	h := testHome(t)
-	if _, err := h.AddKey("work", Ed25519); err != nil {
+	if _, err := h.AddKey("work", keyfile.Ed25519, nil); err != nil {
 		t.Fatal(err)
 	}
 	keys, err := h.Keys()
@@ -212,12 +215,19 @@ func TestKeyFiles(t *testing.T) {
 	if want := strings.TrimSpace(string(ssh.MarshalAuthorizedKey(ca))); err != nil || !strings.HasPrefix(string(out), want) {
 		t.Errorf("CA: %v: %s", err, out)
 	}
-	// An encrypted one is named as that.
+	// One that ssh-keygen has encrypted opens with that passphrase.
 	if out, err := exec.Command(keygen, "-p", "-N", "secret", "-f", h.keyPath("work")).CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
-	if _, err := readKey(h.keyPath("work")); !errors.Is(err, ErrKeyEncrypted) {
-		t.Errorf("encrypted key: %v", err)
+	f, err := readKey(h.keyPath("work"))
+	if err != nil || !f.Encrypted {
+		t.Fatalf("encrypted key: %v", err)
+	}
+	if _, err := openKey(f, []byte("wrong")); !errors.Is(err, ErrPassphrase) {
+		t.Errorf("wrong passphrase: %v", err)
+	}
+	if k, err := openKey(f, []byte("secret")); err != nil || !bytes.Equal(k.PublicKey().Marshal(), f.Public.Marshal()) {
+		t.Errorf("right passphrase: %v", err)
 	}
 }
 
@@ -280,7 +290,7 @@ func TestDamagedState(t *testing.T) {
 	t.Run("newer", func(t *testing.T) {
 		t.Parallel()
 		h := testHome(t)
-		content := `{"version":2,"more":[]}`
+		content := `{"version":3,"more":[]}`
 		os.WriteFile(h.path(stateName), []byte(content), 0o600)
 		if _, err := h.Read(); !errors.Is(err, ErrStateVersion) {
 			t.Errorf("newer version: %v", err)
@@ -370,7 +380,7 @@ func TestConcurrentUpdates(t *testing.T) {
 		all.Go(func() {
 			other, err := Open(h.dir, nil)
 			if err == nil {
-				_, err = other.AddKey(l, Ed25519)
+				_, err = other.AddKey(l, keyfile.Ed25519, nil)
 			}
 			if err != nil {
 				t.Error(err)

@@ -3,12 +3,6 @@
 package signer
 
 import (
-	"crypto"
-	"crypto/ecdsa"
-	"crypto/ed25519"
-	"crypto/elliptic"
-	"crypto/rand"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
@@ -20,31 +14,24 @@ import (
 	"golang.org/x/crypto/ssh"
 
 	"vmux.app/toolkit/internal/envelope"
+	"vmux.app/toolkit/internal/keyfile"
 )
-
-// maxKeyFile bounds a key file in bytes: an encrypted P-256 key with a long
-// comment takes a tenth of it.
-const maxKeyFile = 16 << 10
 
 // Errors of identities that their owner can mend.
 var (
-	ErrLabel        = errors.New("a label is 1 to 64 of the characters A-Z a-z 0-9 . _ - and begins with neither . nor -")
-	ErrKeyType      = errors.New("the key type is neither ecdsa nor ed25519")
-	ErrKeyExists    = errors.New("a key of this label exists already")
-	ErrNoKey        = errors.New("no key has this label")
-	ErrKeyDamaged   = errors.New("not a private key that vmux-signer can use")
-	ErrKeyEncrypted = errors.New("the private key is encrypted")
-	ErrManyKeys     = fmt.Errorf("%d keys exist, no more fit", envelope.MaxKeys)
+	ErrLabel     = errors.New("a label is 1 to 64 of the characters A-Z a-z 0-9 . _ - and begins with neither . nor -")
+	ErrKeyExists = errors.New("a key of this label exists already")
+	ErrNoKey     = errors.New("no key has this label")
+	ErrManyKeys  = fmt.Errorf("%d keys exist, no more fit", envelope.MaxKeys)
+	// ErrProtected says that a passphrase is missing, ErrNotProtected that there is
+	// none to be given.
+	ErrProtected    = errors.New("the keys are encrypted, and no passphrase was given")
+	ErrNotProtected = errors.New("the keys are not encrypted, they have no passphrase")
 )
 
-// KeyType is a kind of identity.
-type KeyType string
-
-// The kinds: NIST P-256, as hardware has it, and Ed25519.
-const (
-	ECDSA   KeyType = "ecdsa"
-	Ed25519 KeyType = "ed25519"
-)
+// newPrefix begins the name of a key file that is being written. It begins no
+// label.
+const newPrefix = ".new-"
 
 // Key is one identity.
 type Key struct {
@@ -54,8 +41,11 @@ type Key struct {
 	Public   ssh.PublicKey // nil when Err is set
 	Err      error         // why the key cannot be used
 
-	signer ssh.Signer
+	file *keyfile.File
 }
+
+// Encrypted says whether using the key takes a passphrase.
+func (k *Key) Encrypted() bool { return k.file != nil && k.file.Encrypted }
 
 // CheckLabel accepts an identity's label. It is a file's name and an SSH
 // comment, so it is kept plain.
@@ -101,8 +91,8 @@ func (h *Home) keys(s *State) ([]Key, error) {
 			return nil, ErrManyKeys
 		}
 		k := Key{Label: label, Enabled: s.Keys[label].Enabled, Provider: envelope.Unknown}
-		if k.signer, k.Err = readKey(h.keyPath(label)); k.Err == nil {
-			k.Public = k.signer.PublicKey()
+		if k.file, k.Err = readKey(h.keyPath(label)); k.Err == nil {
+			k.Public = k.file.Public
 		}
 		keys = append(keys, k)
 	}
@@ -118,14 +108,21 @@ func (h *Home) keys(s *State) ([]Key, error) {
 	return keys, nil
 }
 
-// AddKey makes an identity and enables it. Errors: ErrLabel, ErrKeyType,
-// ErrKeyExists, ErrManyKeys.
-func (h *Home) AddKey(label string, t KeyType) (Key, error) {
+// AddKey makes an identity and enables it. It is protected as the certificate
+// authority is, with the same passphrase. Errors: ErrLabel, keyfile.ErrType,
+// ErrKeyExists, ErrManyKeys, ErrPassphrase, ErrProtected, ErrNotProtected.
+func (h *Home) AddKey(label string, t keyfile.Type, passphrase []byte) (Key, error) {
 	if err := CheckLabel(label); err != nil {
 		return Key{}, err
 	}
 	k := Key{Label: label, Enabled: true, Provider: envelope.Unknown}
 	_, err := h.Update(func(s *State) error {
+		if err := h.CheckPassphrase(passphrase); err != nil {
+			return err
+		}
+		if err := h.sweepNew(); err != nil {
+			return err
+		}
 		entries, err := os.ReadDir(h.path(keysName))
 		if err != nil {
 			return err
@@ -134,17 +131,71 @@ func (h *Home) AddKey(label string, t KeyType) (Key, error) {
 			return ErrManyKeys
 		}
 		// The file comes first: killed in between, it is a disabled key.
-		if k.signer, err = writeNewKey(h.keyPath(label), label, t); err != nil {
+		if k.file, err = writeNewKey(h.keyPath(label), label, t, passphrase); err != nil {
 			if errors.Is(err, fs.ErrExist) {
 				return fmt.Errorf("%w: %s", ErrKeyExists, label)
 			}
 			return err
 		}
-		k.Public = k.signer.PublicKey()
+		k.Public = k.file.Public
 		s.Keys[label] = KeyState{Enabled: true}
 		return nil
 	})
 	return k, err
+}
+
+// Protected says whether the keys are encrypted.
+func (h *Home) Protected() (bool, error) {
+	ca, err := readKey(h.path(caName))
+	if err != nil {
+		return false, err
+	}
+	return ca.Encrypted, nil
+}
+
+// CheckPassphrase says whether a passphrase is the home's, which is the
+// certificate authority's. Errors: ErrPassphrase, ErrProtected, ErrNotProtected.
+func (h *Home) CheckPassphrase(passphrase []byte) error {
+	ca, err := readKey(h.path(caName))
+	if err != nil {
+		return err
+	}
+	switch {
+	case ca.Encrypted && len(passphrase) == 0:
+		return ErrProtected
+	case !ca.Encrypted && len(passphrase) > 0:
+		return ErrNotProtected
+	}
+	k, err := openKey(ca, passphrase)
+	if err != nil {
+		return err
+	}
+	k.Wipe()
+	return nil
+}
+
+// openKey opens a key file. Errors: ErrPassphrase, keyfile.ErrDamaged.
+func openKey(f *keyfile.File, passphrase []byte) (*keyfile.Key, error) {
+	k, err := f.Open(passphrase)
+	if errors.Is(err, keyfile.ErrPassphrase) {
+		return nil, ErrPassphrase
+	}
+	return k, err
+}
+
+// sweepNew removes what a killed process left of keys that it wrote. The caller
+// holds the home's lock.
+func (h *Home) sweepNew() error {
+	left, err := filepath.Glob(h.path(filepath.Join(keysName, newPrefix+"*")))
+	if err != nil {
+		return err
+	}
+	for _, path := range left {
+		if err := os.Remove(path); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // EnableKey enables or disables an identity. Error: ErrNoKey.
@@ -196,80 +247,55 @@ func (h *Home) haveKey(label string) error {
 	return nil
 }
 
-// writeNewKey makes a key and writes it in OpenSSH's private key format to a
-// file that must not exist.
-func writeNewKey(path, comment string, t KeyType) (ssh.Signer, error) {
-	var private crypto.Signer
-	var err error
-	switch t {
-	case ECDSA:
-		private, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	case Ed25519:
-		_, private, err = ed25519.GenerateKey(rand.Reader)
-	default:
-		return nil, fmt.Errorf("%w: %q", ErrKeyType, string(t))
-	}
+// writeNewKey makes a key and writes it to a file that must not exist. The file
+// appears whole or not at all.
+func writeNewKey(path, comment string, t keyfile.Type, passphrase []byte) (*keyfile.File, error) {
+	text, err := keyfile.New(t, comment, passphrase)
 	if err != nil {
 		return nil, err
 	}
-	signer, err := ssh.NewSignerFromSigner(private)
+	file, err := keyfile.Parse(text)
 	if err != nil {
 		return nil, err
 	}
-	block, err := ssh.MarshalPrivateKey(private, comment)
+	dir := filepath.Dir(path)
+	f, err := os.CreateTemp(dir, newPrefix)
 	if err != nil {
 		return nil, err
 	}
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
-		return nil, err
-	}
-	_, err = f.Write(pem.EncodeToMemory(block))
+	defer os.Remove(f.Name())
+	_, err = f.Write(text)
 	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
-		os.Remove(path)
 		return nil, err
 	}
-	return signer, syncDir(filepath.Dir(path))
+	if err := os.Link(f.Name(), path); err != nil { // rename would replace
+		return nil, err
+	}
+	return file, syncDir(dir)
 }
 
 // readKey reads a key file that must be ours alone. Errors: *PermissionError,
-// ErrKeyDamaged, ErrKeyEncrypted.
-func readKey(path string) (ssh.Signer, error) {
+// keyfile.ErrDamaged.
+func readKey(path string) (*keyfile.File, error) {
 	if err := checkPrivate(path, 0o600); err != nil {
 		return nil, err
 	}
 	// A pipe of that name would keep the open waiting.
 	if fi, err := os.Stat(path); err != nil || !fi.Mode().IsRegular() {
-		return nil, errors.Join(fmt.Errorf("%w: %s is not a file", ErrKeyDamaged, path), err)
+		return nil, errors.Join(fmt.Errorf("%w: %s is not a file", keyfile.ErrDamaged, path), err)
 	}
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, maxKeyFile+1))
+	b, err := io.ReadAll(io.LimitReader(f, keyfile.MaxSize+1))
 	if err != nil {
 		return nil, err
 	}
-	if len(b) > maxKeyFile {
-		return nil, fmt.Errorf("%w: %s is larger than %d bytes", ErrKeyDamaged, path, maxKeyFile)
-	}
-	raw, err := ssh.ParseRawPrivateKey(b)
-	var locked *ssh.PassphraseMissingError
-	if errors.As(err, &locked) {
-		return nil, fmt.Errorf("%w: %s", ErrKeyEncrypted, path)
-	}
+	k, err := keyfile.Parse(b)
 	if err != nil {
-		return nil, fmt.Errorf("%w: %s: %w", ErrKeyDamaged, path, err)
+		return nil, fmt.Errorf("%s: %w", path, err)
 	}
-	switch k := raw.(type) {
-	case *ecdsa.PrivateKey:
-		if k.Curve != elliptic.P256() {
-			return nil, fmt.Errorf("%w: %s is on curve %s, not P-256", ErrKeyDamaged, path, k.Params().Name)
-		}
-		return ssh.NewSignerFromSigner(k)
-	case *ed25519.PrivateKey:
-		return ssh.NewSignerFromSigner(k)
-	}
-	return nil, fmt.Errorf("%w: %s holds a %T", ErrKeyDamaged, path, raw)
+	return k, nil
 }

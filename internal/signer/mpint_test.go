@@ -17,6 +17,7 @@ import (
 	"golang.org/x/crypto/ssh"
 
 	"vmux.app/toolkit/internal/envelope"
+	"vmux.app/toolkit/internal/keyfile"
 )
 
 // mpintVectors are signatures by the P-256 key whose scalar is
@@ -86,7 +87,8 @@ func TestThreat_C01_MpintEdges(t *testing.T) {
 		t.Fatal(err)
 	}
 	with := *s.current()
-	with.keys = append(with.keys, Key{Label: "vectors", Enabled: true, Public: signer.PublicKey(), signer: signer})
+	with.keys = append(with.keys, Key{Label: "vectors", Enabled: true, Public: signer.PublicKey(), file: &keyfile.File{Public: signer.PublicKey()}})
+	s.openKey = func(*keyfile.File, []byte) (*keyfile.Key, error) { return &keyfile.Key{Signer: signer}, nil }
 	s.snap.Store(&with)
 	for _, v := range mpintVectors {
 		want, err := hex.DecodeString(v.blob)

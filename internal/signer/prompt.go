@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"vmux.app/toolkit/internal/envelope"
+	"vmux.app/toolkit/internal/keyfile"
 	"vmux.app/toolkit/internal/safetext"
 )
 
@@ -53,7 +54,8 @@ type Prompt struct {
 	Verified Verified
 	Claimed  Claimed
 
-	expires atomic.Int64 // Unix nanoseconds
+	expires atomic.Int64  // Unix nanoseconds
+	file    *keyfile.File // of the key that an approval uses
 	// unlock opens the key that an approval uses, nil when that takes no passphrase.
 	unlock func(passphrase []byte) error
 }

@@ -50,7 +50,7 @@ func (s *server) handle(ctx context.Context, pin transport.Pin, id string, req e
 // list gives the enabled keys.
 func (s *server) list(device Device) *envelope.KeyListResponse {
 	now := s.current()
-	r := &envelope.KeyListResponse{Keys: []envelope.PublicKey{}, CAKey: now.ca.Marshal()}
+	r := &envelope.KeyListResponse{Keys: []envelope.PublicKey{}, CAKey: now.ca.Public.Marshal()}
 	for _, k := range now.keys {
 		if k.Enabled && k.Err == nil {
 			r.Keys = append(r.Keys, envelope.PublicKey{
@@ -108,6 +108,10 @@ func answerFor(err error) *envelope.Error {
 	switch {
 	case errors.As(err, &known):
 		return known
+	case errors.Is(err, ErrLocked):
+		return envelope.Errorf(envelope.CodeLocked, "%v", ErrLocked)
+	case errors.Is(err, ErrNotRecognized):
+		return envelope.Errorf(envelope.CodeDenied, "%v", ErrNotRecognized)
 	case errors.Is(err, ErrDenied):
 		return envelope.Errorf(envelope.CodeDenied, "the owner said no")
 	case errors.Is(err, errTooMany), errors.Is(err, errManyIDs):
@@ -158,11 +162,12 @@ func (s *server) signLogged(ctx context.Context, pin transport.Pin, device Devic
 	if prompt.Verified.warned() {
 		e.Warning = otherKey
 	}
-	approved, err := s.prompts.ask(ctx, promptKey{device: pin, key: string(r.PublicKeyBlob), data: sha256.Sum256(r.Data), session: string(m.SessionID)},
+	approval, err := s.prompts.ask(ctx, promptKey{device: pin, key: string(r.PublicKeyBlob), data: sha256.Sum256(r.Data), session: string(m.SessionID)},
 		prompt, expires)
 	if err != nil {
 		return nil, err
 	}
+	defer approval.done()
 	// Much may have happened while the owner thought.
 	mayStill := func() error {
 		if err := s.stillAsked(ctx, pin, expires); err != nil {
@@ -176,7 +181,7 @@ func (s *server) signLogged(ctx context.Context, pin transport.Pin, device Devic
 	if err := mayStill(); err != nil {
 		return nil, err
 	}
-	sig, err := key.signer.Sign(rand.Reader, r.Data)
+	sig, err := approval.key.Sign(rand.Reader, r.Data)
 	if err != nil {
 		return nil, err
 	}
@@ -184,7 +189,7 @@ func (s *server) signLogged(ctx context.Context, pin transport.Pin, device Devic
 		return nil, err
 	}
 	// The owner's time and the request go on meanwhile.
-	s.remember(ctx, approved, mayStill)
+	s.remember(ctx, approval.prompt, mayStill)
 	if err := mayStill(); err != nil {
 		return nil, err
 	}

@@ -21,6 +21,7 @@ import (
 	"golang.org/x/crypto/ssh"
 
 	"vmux.app/toolkit/internal/envelope"
+	"vmux.app/toolkit/internal/keyfile"
 	"vmux.app/toolkit/internal/transport"
 )
 
@@ -59,7 +60,7 @@ func (yes) Approve(context.Context, *Prompt) error { return nil }
 func testServer(t *testing.T, a Approver) *server {
 	t.Helper()
 	h := testHome(t)
-	if _, err := h.AddKey("work", Ed25519); err != nil {
+	if _, err := h.AddKey("work", keyfile.Ed25519, nil); err != nil {
 		t.Fatal(err)
 	}
 	_, err := h.Update(func(s *State) error {
@@ -322,7 +323,7 @@ func TestThreat_N06_SignerRefusesOpaque(t *testing.T) {
 		"other key":    {login(sessionID(1), "root", other, nil), 0, key.Marshal(), envelope.CodeBadRequest},
 		"flags":        {login(sessionID(1), "root", key, nil), 1 << 31, key.Marshal(), envelope.CodeBadRequest},
 		"unknown key":  {login(sessionID(1), "root", key, nil), 0, append(key.Marshal(), 0), envelope.CodeUnknownKey},
-		"CA key":       {login(sessionID(1), "root", s.current().ca, nil), 0, s.current().ca.Marshal(), envelope.CodeUnknownKey},
+		"CA key":       {login(sessionID(1), "root", s.current().ca.Public, nil), 0, s.current().ca.Public.Marshal(), envelope.CodeUnknownKey},
 		"opaque, gone": {[]byte("anything"), 0, []byte("x"), envelope.CodeUnknownKey},
 	} {
 		p, err := s.handle(t.Context(), testPin, strings.ReplaceAll(name, " ", "-"), &envelope.SignRequest{

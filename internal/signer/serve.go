@@ -15,9 +15,8 @@ import (
 	"sync/atomic"
 	"time"
 
-	"golang.org/x/crypto/ssh"
-
 	"vmux.app/toolkit/internal/envelope"
+	"vmux.app/toolkit/internal/keyfile"
 	"vmux.app/toolkit/internal/transport"
 	"vmux.app/toolkit/internal/transport/dnssd"
 	"vmux.app/toolkit/internal/transport/lan"
@@ -45,7 +44,12 @@ const (
 
 // Options say how a home is served.
 type Options struct {
-	Approver  Approver
+	Approver Approver
+	// Passphrase opens the keys for an Approver that is no PassphraseAsker; without
+	// it, Unlock does.
+	Passphrase []byte
+	// AppLock has the passphrase asked before prompts are shown.
+	AppLock   bool
 	Listen    string // HOST:PORT; ":0" when empty
 	Advertise bool   // by DNS-SD, unless the address is a loopback one
 	// Nearby, when set, opens another listener, once the first one listens.
@@ -73,6 +77,7 @@ const (
 	EventDisconnected = "disconnected"
 	EventRequest      = "request"
 	EventPairing      = "pairing"
+	EventLocked       = "locked"
 )
 
 // Event is one thing that happened, for programs. It never has key material or
@@ -105,7 +110,7 @@ func (e *ListenError) Unwrap() error { return e.Err }
 type snapshot struct {
 	state State
 	keys  []Key
-	ca    ssh.PublicKey
+	ca    *keyfile.File
 }
 
 type server struct {
@@ -115,6 +120,8 @@ type server struct {
 	now      func() time.Time
 	software string
 	prompts  *prompts
+	guard    *guard
+	openKey  func(*keyfile.File, []byte) (*keyfile.Key, error) // openKey but in tests
 	seen     seenIDs
 	conns    sync.WaitGroup // goroutines of connections
 
@@ -137,6 +144,7 @@ type server struct {
 	memory    sync.WaitGroup // goroutines of remember
 
 	mu       sync.Mutex
+	address  string              // that it listens on, empty for not at all
 	window   *window             // nil when none is open
 	usedURLs [][sha256.Size]byte // hashes of their secrets, oldest first
 	links    []*link             // oldest first
@@ -145,7 +153,9 @@ type server struct {
 // link is a paired device's connection.
 type link struct {
 	pin    transport.Pin
+	from   net.Addr
 	cancel context.CancelCauseFunc
+	up     bool // it has said hello; guarded by server.mu
 }
 
 // Serve serves a home until ctx ends, which is no error. Errors: ErrServing,
@@ -194,6 +204,9 @@ func Serve(ctx context.Context, home *Home, o Options) error {
 	if local := listener.Addr().(*net.TCPAddr); o.Advertise && !local.IP.IsLoopback() {
 		services.Go(func() { s.advertise(ctx, uint16(local.Port)) })
 	}
+	s.mu.Lock()
+	s.address = listener.Addr().String()
+	s.mu.Unlock()
 	s.log.Debug("listening", "address", listener.Addr())
 	s.event(Event{Event: EventListening, Address: listener.Addr().String()})
 	if o.Nearby != nil {
@@ -267,11 +280,13 @@ func newServer(home *Home, o Options) (*server, error) {
 	}
 	s := &server{
 		home: home, identity: identity, log: o.Log, now: o.Now, software: o.Software, onEvent: o.Event,
-		prompts:    newPrompts(o.Approver),
+		guard:      newGuard(o.Approver, o.AppLock, o.Passphrase),
 		handshakes: slots{all: maxHandshakes, perSource: maxHandshakesPerSource},
 		pairings:   slots{all: maxPairings, perSource: maxPairingsPerSource},
 		hostsTurn:  make(chan struct{}, 1),
 	}
+	s.prompts = newPrompts(s.counted)
+	s.openKey = openKey
 	if o.Push != nil {
 		s.tell = append(s.tell, o.Push)
 	}
@@ -286,6 +301,14 @@ func newServer(home *Home, o Options) (*server, error) {
 	}
 	if err := s.reload(); err != nil {
 		return nil, err
+	}
+	if o.AppLock && !s.current().ca.Encrypted {
+		return nil, ErrNotProtected
+	}
+	if len(s.guard.held) > 0 {
+		if err := home.CheckPassphrase(s.guard.held); err != nil {
+			return nil, err
+		}
 	}
 	if _, err := home.Limits(); err != nil {
 		s.log.Error("no certificate is signed until this is mended", "reason", err)
@@ -402,7 +425,7 @@ func (s *server) update(change func(*State) error) error {
 }
 
 func (s *server) publishLocked(st State) error {
-	ca, err := s.home.CA()
+	ca, err := s.home.authority()
 	if err != nil {
 		return err
 	}
@@ -507,7 +530,7 @@ func (s *server) admit(proto string, pin transport.Pin) error {
 func (s *server) serveLink(ctx context.Context, c *transport.Conn) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	l := &link{pin: c.Peer(), cancel: cancel}
+	l := &link{pin: c.Peer(), from: c.RemoteAddr(), cancel: cancel}
 	s.addLink(l)
 	defer s.removeLink(l)
 	// Forgotten between the handshake and addLink, nobody would cut the link.
@@ -517,11 +540,12 @@ func (s *server) serveLink(ctx context.Context, c *transport.Conn) {
 	}
 	s.seen.sweep(s.now())
 	s.sawDevice(device)
-	s.log.Info("connected", "device", device.Name, "address", c.RemoteAddr())
-	s.event(Event{Event: EventConnected, Device: device.Name})
 	err := transport.Serve(ctx, c, s.hello(), func(ctx context.Context, id string, req envelope.Payload) (envelope.Payload, error) {
 		return s.handle(ctx, l.pin, id, req)
-	}, s.tell...)
+	}, func() []envelope.Payload {
+		s.greeted(l, device)
+		return s.tell
+	})
 	if cause := context.Cause(ctx); err == nil && cause != nil && !errors.Is(cause, context.Canceled) {
 		err = cause
 	}
@@ -533,8 +557,21 @@ func (s *server) serveLink(ctx context.Context, c *transport.Conn) {
 	if e.Reason != "" {
 		attrs = append(attrs, "reason", e.Reason)
 	}
+	if !l.up {
+		s.log.Debug("a device has not said hello", attrs...)
+		return
+	}
 	s.log.Info("disconnected", attrs...)
 	s.event(e)
+}
+
+// greeted notes that a device has said hello.
+func (s *server) greeted(l *link, device Device) {
+	s.mu.Lock()
+	l.up = true
+	s.mu.Unlock()
+	s.log.Info("connected", "device", device.Name, "address", l.from)
+	s.event(Event{Event: EventConnected, Device: device.Name})
 }
 
 var errNewerLink = errors.New("the device has opened too many newer links")

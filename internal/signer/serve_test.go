@@ -22,6 +22,7 @@ import (
 	"golang.org/x/crypto/ssh"
 
 	"vmux.app/toolkit/internal/envelope"
+	"vmux.app/toolkit/internal/keyfile"
 	"vmux.app/toolkit/internal/pairing"
 	"vmux.app/toolkit/internal/transport"
 )
@@ -376,7 +377,7 @@ func TestReload(t *testing.T) {
 		change func() error
 		want   string
 	}{
-		{func() error { _, err := r.home.AddKey("work", Ed25519); return err }, "default work"},
+		{func() error { _, err := r.home.AddKey("work", keyfile.Ed25519, nil); return err }, "default work"},
 		{func() error { return r.home.EnableKey("default", false) }, "work"},
 		{func() error { return r.home.EnableKey("default", true) }, "default work"},
 		{func() error { return r.home.RemoveKey("work") }, "default"},
@@ -692,7 +693,7 @@ func TestLongHome(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
-	h, err := Init(filepath.Join(dir, strings.Repeat("long", 30)), "Pocket")
+	h, err := Init(filepath.Join(dir, strings.Repeat("long", 30)), "Pocket", nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -24,7 +24,7 @@ import (
 )
 
 const (
-	stateVersion = 1
+	stateVersion = 2 // 1 has no failures
 	// maxState bounds state.json in bytes: MaxDevices devices and
 	// envelope.MaxKeys keys take a tenth of it.
 	maxState = 1 << 20
@@ -46,7 +46,14 @@ type State struct {
 	Name    string              `json:"name"`
 	Keys    map[string]KeyState `json:"keys"`
 	Devices []Device            `json:"devices"`
+	// Failures are how often in a row whoever approved was not the owner, FailedAt is
+	// when that was last.
+	Failures int       `json:"failures,omitzero"`
+	FailedAt time.Time `json:"failedAt,omitzero"`
 }
+
+// Locked says whether nothing is approved until the passphrase is given.
+func (s *State) Locked() bool { return s.Failures >= maxFailures }
 
 // KeyState is what is remembered of one identity. A key file without it is a
 // disabled identity.
@@ -241,12 +248,16 @@ func parseState(b []byte) (State, error) {
 	if s.Keys == nil {
 		s.Keys = map[string]KeyState{}
 	}
+	s.Version = stateVersion // it is written as that
 	return s, nil
 }
 
 func (s *State) check() error {
-	if s.Version != stateVersion {
+	if s.Version < 1 || s.Version > stateVersion {
 		return fmt.Errorf("version %d", s.Version)
+	}
+	if s.Failures < 0 {
+		return fmt.Errorf("%d failures", s.Failures)
 	}
 	if err := CheckName(s.Name); err != nil {
 		return err

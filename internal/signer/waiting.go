@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"vmux.app/toolkit/internal/keyfile"
 	"vmux.app/toolkit/internal/transport"
 )
 
@@ -41,8 +42,8 @@ var errSessionDenied = fmt.Errorf("%w, as the same login with another key", ErrD
 
 // prompts are the prompts that wait for the owner.
 type prompts struct {
-	approver Approver
-	asking   sync.WaitGroup
+	approve func(context.Context, *Prompt) (*keyfile.Key, error) // asks the owner, and opens the prompt's key
+	asking  sync.WaitGroup
 
 	mu    sync.Mutex
 	open  map[promptKey]*openPrompt
@@ -52,39 +53,71 @@ type prompts struct {
 type openPrompt struct {
 	prompt   *Prompt
 	cancel   context.CancelCauseFunc
-	requests int // that wait for it
+	requests int // that wait for it or use its key
 	done     chan struct{}
-	err      error // set before done is closed
+	key      *keyfile.Key // set before done is closed, nil with err
+	err      error        // likewise
 }
 
-func newPrompts(a Approver) *prompts {
-	return &prompts{approver: a, open: map[promptKey]*openPrompt{}, count: map[transport.Pin]int{}}
+// approval is an owner's yes.
+type approval struct {
+	prompt *Prompt // that the owner has seen
+	key    *keyfile.Key
+	// done must be called when the key is not needed any more.
+	done func()
+}
+
+func newPrompts(approve func(context.Context, *Prompt) (*keyfile.Key, error)) *prompts {
+	return &prompts{approve: approve, open: map[promptKey]*openPrompt{}, count: map[transport.Pin]int{}}
 }
 
 // ask shows p, or joins the prompt that asks the same, and waits for the answer
-// or ctx. It gives the prompt that the owner has seen: what the device claimed
-// for another request need not be there. Errors: nil, ErrDenied, errTooMany, the
-// cause of ctx, the cause given to withdraw, the approver's own.
-func (ps *prompts) ask(ctx context.Context, k promptKey, p *Prompt, expires time.Time) (*Prompt, error) {
+// or ctx. What the device claimed for another request need not be in the prompt
+// that it gives. Errors: ErrDenied, errTooMany, the cause of ctx, the cause given
+// to withdraw, the approver's own.
+func (ps *prompts) ask(ctx context.Context, k promptKey, p *Prompt, expires time.Time) (*approval, error) {
 	o, err := ps.join(k, p, expires)
 	if err != nil {
 		return nil, err
 	}
+	leave := sync.OnceFunc(func() { ps.leave(ctx, k, o) })
 	select {
 	case <-o.done:
+		err = o.err
 		if ctx.Err() != nil {
-			return nil, context.Cause(ctx)
+			err = context.Cause(ctx)
 		}
-		return o.prompt, o.err
 	case <-ctx.Done():
+		err = context.Cause(ctx)
 	}
+	if err != nil {
+		leave()
+		return nil, err
+	}
+	return &approval{o.prompt, o.key, leave}, nil
+}
+
+// leave gives up a request's part in a prompt. The last one withdraws it, or
+// overwrites its key.
+func (ps *prompts) leave(ctx context.Context, k promptKey, o *openPrompt) {
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
-	if o.requests--; o.requests == 0 {
+	if o.requests--; o.requests > 0 {
+		return
+	}
+	select {
+	case <-o.done:
+		o.wipe()
+	default:
 		o.cancel(context.Cause(ctx))
 		ps.closeLocked(k, o)
 	}
-	return nil, context.Cause(ctx)
+}
+
+func (o *openPrompt) wipe() {
+	if o.key != nil {
+		o.key.Wipe()
+	}
 }
 
 func (ps *prompts) join(k promptKey, p *Prompt, expires time.Time) (*openPrompt, error) {
@@ -109,13 +142,16 @@ func (ps *prompts) join(k promptKey, p *Prompt, expires time.Time) (*openPrompt,
 	go func() {
 		defer ps.asking.Done()
 		defer cancel(nil)
-		err := ps.approver.Approve(ctx, p)
+		key, err := ps.approve(ctx, p)
 		ps.mu.Lock()
 		defer ps.mu.Unlock()
 		if ctx.Err() != nil {
 			err = context.Cause(ctx)
 		}
-		o.err = err
+		o.key, o.err = key, err
+		if err != nil || o.requests == 0 {
+			o.wipe()
+		}
 		ps.closeLocked(k, o)
 		if errors.Is(err, ErrDenied) && k.session != "" {
 			ps.withdrawLocked(func(other promptKey) bool {
@@ -128,6 +164,13 @@ func (ps *prompts) join(k promptKey, p *Prompt, expires time.Time) (*openPrompt,
 		close(o.done)
 	}()
 	return o, nil
+}
+
+// waiting counts the prompts that wait for the owner.
+func (ps *prompts) waiting() int {
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	return len(ps.open)
 }
 
 // openLocked counts the prompts of a device that wait for the owner.

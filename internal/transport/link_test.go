@@ -30,7 +30,7 @@ func pair(t *testing.T, h transport.Handler, tell ...envelope.Payload) (*transpo
 			t.Error(err)
 			return
 		}
-		transport.Serve(context.Background(), c, envelope.Hello{Name: "Pocket"}, h, tell...)
+		transport.Serve(context.Background(), c, envelope.Hello{Name: "Pocket"}, h, func() []envelope.Payload { return tell })
 	}()
 	c, err := transport.Client(t.Context(), here, device, transport.ProtoLink, conformance.Pinned(phone.Pin()))
 	if err != nil {
@@ -135,7 +135,7 @@ func TestPhoneDropsSilentDevice(t *testing.T) {
 				served <- err
 				return
 			}
-			served <- transport.Serve(context.Background(), c, envelope.Hello{Name: "Pocket"}, nil)
+			served <- transport.Serve(context.Background(), c, envelope.Hello{Name: "Pocket"}, nil, nil)
 		}()
 		c, err := transport.Client(t.Context(), here, device, transport.ProtoLink, conformance.Pinned(phone.Pin()))
 		if err != nil {
@@ -174,7 +174,7 @@ func TestLateAnswer(t *testing.T) {
 			transport.Serve(context.Background(), c, envelope.Hello{Name: "Pocket"}, func(ctx context.Context, id string, req envelope.Payload) (envelope.Payload, error) {
 				<-ctx.Done()
 				return &envelope.SignResponse{Signature: []byte("too late")}, nil
-			})
+			}, nil)
 		}()
 		c, err := transport.Client(t.Context(), here, device, transport.ProtoLink, conformance.Pinned(phone.Pin()))
 		if err != nil {

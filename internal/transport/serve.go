@@ -32,13 +32,13 @@ type Handler func(ctx context.Context, id string, req envelope.Payload) (envelop
 // ends. It closes c and waits for its handlers. The error is nil when the
 // device closed in order or ctx ended.
 //
-// What the phone tells without being asked, such as a DeviceTokenUpdate, follows
-// its hello.
-func Serve(ctx context.Context, c *Conn, hello envelope.Hello, h Handler, tell ...envelope.Payload) error {
+// When the device has said hello too, greeted is called, which may be nil. What the
+// phone tells without being asked, such as a DeviceTokenUpdate, is what it gives.
+func Serve(ctx context.Context, c *Conn, hello envelope.Hello, h Handler, greeted func() []envelope.Payload) error {
 	ctx, cancel := context.WithCancel(ctx)
 	s := &server{conn: c, handler: h, running: map[string]context.CancelFunc{}}
 	stop := context.AfterFunc(ctx, func() { c.Close() })
-	err := s.serve(ctx, hello, tell)
+	err := s.serve(ctx, hello, greeted)
 	ended := !stop()
 	cancel()
 	c.Close()
@@ -58,7 +58,7 @@ type server struct {
 	running map[string]context.CancelFunc
 }
 
-func (s *server) serve(ctx context.Context, hello envelope.Hello, tell []envelope.Payload) error {
+func (s *server) serve(ctx context.Context, hello envelope.Hello, greeted func() []envelope.Payload) error {
 	hello.Clock = envelope.At(time.Now())
 	if err := s.conn.Send(envelope.Envelope{Payload: &hello}); err != nil {
 		return err
@@ -72,6 +72,10 @@ func (s *server) serve(ctx context.Context, hello envelope.Hello, tell []envelop
 	}
 	if _, ok := e.Payload.(*envelope.Hello); !ok {
 		return fmt.Errorf("%s instead of hello", e.Payload.Type())
+	}
+	var tell []envelope.Payload
+	if greeted != nil {
+		tell = greeted()
 	}
 	for _, p := range tell {
 		if err := s.conn.Send(envelope.Envelope{Payload: p}); err != nil {

@@ -86,7 +86,7 @@ func (s *stage) play() error {
 	}
 
 	say("A phone. Its keys stay in its home; here a signer on this computer plays it.")
-	if err := s.show("vmux-signer init --name Pocket", "vmux-signer", "init", "--name", "Pocket"); err != nil {
+	if err := s.show("vmux-signer init --no-passphrase --name Pocket", "vmux-signer", "init", "--no-passphrase", "--name", "Pocket"); err != nil {
 		return err
 	}
 	if err := s.show("vmux-signer key add second --type ed25519", "vmux-signer", "key", "add", "second", "--type", "ed25519"); err != nil {

@@ -104,7 +104,7 @@ func (p *Phone) Serve(t *testing.T, ln net.Listener, h transport.Handler) {
 					return Pinned(p.Device)(peer)
 				})
 				if err == nil {
-					transport.Serve(ctx, c, envelope.Hello{Name: "Pocket", Software: "test"}, h)
+					transport.Serve(ctx, c, envelope.Hello{Name: "Pocket", Software: "test"}, h, nil)
 				}
 			})
 		}
@@ -280,7 +280,7 @@ func testLost(t *testing.T, open Open) {
 			close(started)
 			<-ctx.Done()
 			return answer("too late"), nil
-		})
+		}, nil)
 	}()
 	l, err := Device(t, n, ln.Addr().String(), device, phone.Pin())
 	if err != nil {

@@ -198,7 +198,7 @@ func TestStreamCarriesALink(t *testing.T) {
 			t.Error(err)
 			return
 		}
-		transport.Serve(context.Background(), c, envelope.Hello{Name: "Pocket"}, nil)
+		transport.Serve(context.Background(), c, envelope.Hello{Name: "Pocket"}, nil, nil)
 	}()
 	c, err := transport.Client(t.Context(), a, device, transport.ProtoLink, conformance.Pinned(phone.Pin()))
 	if err != nil {

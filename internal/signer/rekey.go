@@ -1,0 +1,139 @@
+// SPDX-License-Identifier: BSD-3-Clause
+
+package signer
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"vmux.app/toolkit/internal/keyfile"
+)
+
+// A change of the passphrase writes every key file anew. The new ones are first
+// written to a directory of their own, which then gets the name that says that
+// all of them are there; whoever opens the home next finishes what was begun.
+const (
+	rekeyingName = "rekey.new" // not complete: as if nothing had happened
+	rekeyName    = "rekey"     // complete: to be put in place
+	// rekeyKey begins the name of an identity's file in there, caName is that of the
+	// certificate authority's.
+	rekeyKey = "key-"
+)
+
+// ChangePassphrase encrypts all keys with another passphrase, or none when it is
+// empty. After a crash either all have the old one or, as soon as the home is
+// opened again, all have the new one. A key that cannot be read stays as it is and
+// is said. Errors: ErrPassphrase, ErrProtected, ErrNotProtected.
+func (h *Home) ChangePassphrase(old, passphrase []byte) error {
+	release, err := h.lock()
+	if err != nil {
+		return err
+	}
+	defer release()
+	if err := h.CheckPassphrase(old); err != nil {
+		return err
+	}
+	s, err := h.readState()
+	if err != nil {
+		return err
+	}
+	keys, err := h.keys(&s)
+	if err != nil {
+		return err
+	}
+	dir := h.path(rekeyingName)
+	if err := os.RemoveAll(dir); err != nil {
+		return err
+	}
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir) // gone by its other name when all went well
+	put := func(name, comment string, f *keyfile.File) error {
+		passphraseNow := old
+		if !f.Encrypted {
+			passphraseNow = nil
+		}
+		text, err := f.Reprotect(passphraseNow, comment, passphrase)
+		if errors.Is(err, keyfile.ErrPassphrase) {
+			return fmt.Errorf("%w for the key %s, which was encrypted elsewhere", ErrPassphrase, comment)
+		}
+		if err != nil {
+			return err
+		}
+		return writeFile(filepath.Join(dir, name), text)
+	}
+	ca, err := h.authority()
+	if err != nil {
+		return err
+	}
+	if err := put(caName, "vmux-signer CA "+s.Name, ca); err != nil {
+		return err
+	}
+	for _, k := range keys {
+		if k.Err != nil {
+			h.warn(fmt.Sprintf("the key %s cannot be used and keeps its passphrase: %v", k.Label, k.Err))
+			continue
+		}
+		if err := put(rekeyKey+k.Label, k.Label, k.file); err != nil {
+			return err
+		}
+	}
+	if err := os.Rename(dir, h.path(rekeyName)); err != nil {
+		return err
+	}
+	if err := syncDir(h.dir); err != nil {
+		return err
+	}
+	return h.finishRekeyLocked()
+}
+
+// finishRekey finishes a change of the passphrase that was cut off.
+func (h *Home) finishRekey() error {
+	if _, err := os.Lstat(h.path(rekeyName)); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	release, err := h.lock()
+	if err != nil {
+		return err
+	}
+	defer release()
+	return h.finishRekeyLocked()
+}
+
+func (h *Home) finishRekeyLocked() error {
+	dir := h.path(rekeyName)
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		to := h.path(caName)
+		if label, ok := strings.CutPrefix(e.Name(), rekeyKey); ok && CheckLabel(label) == nil {
+			to = h.keyPath(label)
+			if _, err := os.Lstat(to); errors.Is(err, fs.ErrNotExist) {
+				continue // it was removed since
+			}
+		} else if e.Name() != caName {
+			continue
+		}
+		from := filepath.Join(dir, e.Name())
+		if _, err := readKey(from); err != nil {
+			return err
+		}
+		if err := os.Rename(from, to); err != nil {
+			return err
+		}
+	}
+	if err := errors.Join(syncDir(h.path(keysName)), syncDir(h.dir)); err != nil {
+		return err
+	}
+	return os.RemoveAll(dir)
+}
