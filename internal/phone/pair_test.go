@@ -25,6 +25,8 @@ type closedPhone struct {
 	asked  atomic.Int64
 	opened atomic.Int64 // when, Unix nanoseconds; 0 is not yet
 	taken  chan time.Duration
+	// ends, when set, may answer the pairing of this number, from 1, and have it end.
+	ends func(n int64, c *transport.Conn, hello envelope.Hello) bool
 }
 
 func (r *rig) closed(t *testing.T, address string, u *pairing.URL, digits bool) *closedPhone {
@@ -54,7 +56,10 @@ func (r *rig) closed(t *testing.T, address string, u *pairing.URL, digits bool) 
 					}, nil)
 					return
 				}
-				p.asked.Add(1)
+				if n := p.asked.Add(1); p.ends != nil && p.ends(n, c, hello) {
+					c.Close()
+					return
+				}
 				o := pairing.PhoneOptions{Name: "Pocket", Store: func(pairing.Peer) error {
 					p.taken <- time.Since(time.Unix(0, p.opened.Load()))
 					return nil
@@ -116,6 +121,42 @@ func TestPairByURLSoon(t *testing.T) {
 			}
 		}
 	}
+}
+
+// A connection that the phone ends for newer ones is begun anew: a URL's proof
+// was not judged there.
+func TestPairByURLPushedOut(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t)
+		r.keep = new(store.Memory)
+		u := pairing.NewURL("laptop", r.device.Pin())
+		p := r.closed(t, "phone:1", &u, false)
+		p.ends = func(n int64, c *transport.Conn, hello envelope.Hello) bool {
+			if n == 1 || n > 4 {
+				return n == 1
+			}
+			c.Send(envelope.Envelope{Payload: &hello})
+			if n == 2 {
+				return true
+			}
+			if e, err := c.Receive(); err != nil || e.Payload.Type() != envelope.TypePairRequest {
+				t.Errorf("%+v, %v", e, err)
+			}
+			if n == 4 {
+				c.Send(envelope.Envelope{ID: "pair", Payload: envelope.Errorf(envelope.CodeBadRequest, "pushed out")})
+			}
+			return true
+		}
+		p.opened.Store(time.Now().UnixNano())
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		if _, err := Pair(ctx, PairOptions{Options: r.options(), URL: &u}); err != nil {
+			t.Fatal(err)
+		}
+		if took, n := <-p.taken, p.asked.Load(); n != 5 || took > 5*time.Second {
+			t.Errorf("paired after %v with connection %d", took, n)
+		}
+	})
 }
 
 // A phone that was there all the time and opened nothing is no phone out of

@@ -494,11 +494,14 @@ func (s *server) accept(ctx context.Context, l net.Listener) {
 
 // connection does the handshake with a stranger and hands on who passes. release
 // gives back the handshake's slot.
-func (s *server) connection(ctx context.Context, raw net.Conn, release func()) {
+func (s *server) connection(ctx context.Context, raw net.Conn, release func() bool) {
 	hctx, cancel := context.WithTimeout(ctx, handshakeTime)
 	c, err := transport.Server(hctx, raw, s.identity, s.admit)
 	cancel()
-	release()
+	if held := release(); err == nil && !held {
+		c.Close()
+		err = errPushedOut
+	}
 	if err != nil {
 		// Strangers cannot fill the log at its usual level.
 		s.log.Debug("connection refused", "address", raw.RemoteAddr(), "reason", err)
@@ -507,9 +510,9 @@ func (s *server) connection(ctx context.Context, raw net.Conn, release func()) {
 	defer c.Close()
 	switch c.Proto() {
 	case transport.ProtoPair:
-		release := sync.OnceFunc(s.pairings.take(raw.RemoteAddr(), func() { raw.Close() }))
-		defer release()
-		s.servePairing(ctx, c, release)
+		settle := sync.OnceValue(s.pairings.take(raw.RemoteAddr(), func() { raw.Close() }))
+		defer settle()
+		s.servePairing(ctx, c, settle)
 	case transport.ProtoLink:
 		s.serveLink(ctx, c)
 	}

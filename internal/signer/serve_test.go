@@ -654,7 +654,7 @@ func TestSlots(t *testing.T) {
 	t.Parallel()
 	s := slots{all: 4, perSource: 2}
 	var ended []string
-	release := map[string]func(){}
+	release := map[string]func() bool{}
 	take := func(name, source string) {
 		release[name] = s.take(net.TCPAddrFromAddrPort(netip.MustParseAddrPort(source+":1")), func() { ended = append(ended, name) })
 	}
@@ -674,8 +674,15 @@ func TestSlots(t *testing.T) {
 	check("a1")
 	take("d1", "10.0.0.4") // the oldest of the most greedy goes
 	check("a1 a2")
-	release["a2"]() // after its end: no effect
-	release["b1"]()
+	if release["a2"]() { // after its end: no effect
+		t.Error("a2 had its slot")
+	}
+	if !release["b1"]() {
+		t.Error("b1 had no slot")
+	}
+	if release["b1"]() {
+		t.Error("b1 released twice")
+	}
 	take("e1", "10.0.0.5")
 	check("a1 a2")
 	take("f1", "10.0.0.6") // all have one: the oldest goes

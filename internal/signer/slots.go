@@ -3,10 +3,14 @@
 package signer
 
 import (
+	"errors"
 	"net"
 	"net/netip"
 	"sync"
 )
+
+// errPushedOut is why a connection ends whose slot somebody else needed more.
+var errPushedOut = errors.New("newer connections have pushed this one out")
 
 // slots bound how many strangers are served at once. A flood is not answered by
 // refusing newcomers, since the one among them who is expected comes once: the
@@ -27,7 +31,10 @@ type slot struct {
 
 // take gives a slot to source. end is called, from another goroutine and at most
 // once, when somebody else needs the slot more. The slot must be released.
-func (s *slots) take(source net.Addr, end func()) (release func()) {
+//
+// release is true the first time, unless somebody has the slot already: then end
+// was called or will be. After true, end is not called any more.
+func (s *slots) take(source net.Addr, end func()) (release func() bool) {
 	mine := &slot{source: sourceOf(source), end: end}
 	s.mu.Lock()
 	var evicted *slot
@@ -41,10 +48,10 @@ func (s *slots) take(source net.Addr, end func()) (release func()) {
 	if evicted != nil {
 		evicted.end()
 	}
-	return func() {
+	return func() bool {
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		s.removeLocked(mine)
+		return s.removeLocked(mine)
 	}
 }
 
@@ -83,13 +90,14 @@ func (s *slots) evictLocked(source netip.Addr) *slot {
 	return nil
 }
 
-func (s *slots) removeLocked(gone *slot) {
+func (s *slots) removeLocked(gone *slot) bool {
 	for i, t := range s.taken {
 		if t == gone {
 			s.taken = append(s.taken[:i], s.taken[i+1:]...)
-			return
+			return true
 		}
 	}
+	return false
 }
 
 // sourceOf is the address without its port; a link-local one keeps its zone.

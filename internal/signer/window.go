@@ -139,12 +139,16 @@ func (s *server) closeWindow(w *window) {
 	}
 }
 
-// take gives the window to the first device that uses it up.
-func (s *server) take(w *window) error {
+// take gives the window to the first device that uses it up. settle is as for
+// servePairing.
+func (s *server) take(w *window, settle func() bool) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.window != w {
 		return pairing.ErrNoWindow
+	}
+	if !settle() { // a connection that ends must not take the window with it
+		return errPushedOut
 	}
 	s.window = nil
 	close(w.begun)
@@ -156,11 +160,16 @@ func (s *server) take(w *window) error {
 }
 
 // try counts a device's beginnings with a URL. One too many ends the window.
-func (s *server) try(w *window) error {
+// Until then each is settled, so that strangers do not break its exchange: there
+// are few, and each takes two steps of seconds.
+func (s *server) try(w *window, settle func() bool) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.window != w {
 		return pairing.ErrNoWindow
+	}
+	if !settle() {
+		return errPushedOut
 	}
 	if w.tries++; w.tries > maxURLTries {
 		s.window = nil
@@ -173,7 +182,11 @@ func (s *server) try(w *window) error {
 
 // servePairing answers a connection for pairing. Without a window for it, it
 // gets an error and nothing else.
-func (s *server) servePairing(ctx context.Context, c *transport.Conn, settled func()) {
+//
+// settle says that c is the one, so that strangers do not push it out any more;
+// it is false, each time, when they have done so already. It is called with s.mu
+// held: that c is the one and that it stays are one decision.
+func (s *server) servePairing(ctx context.Context, c *transport.Conn, settle func() bool) {
 	defer c.Close()
 	s.mu.Lock()
 	w := s.window
@@ -192,11 +205,10 @@ func (s *server) servePairing(ctx context.Context, c *transport.Conn, settled fu
 
 	begun := false
 	begin := func() error {
-		if err := s.take(w); err != nil {
+		if err := s.take(w, settle); err != nil {
 			return err
 		}
 		begun = true
-		settled() // it is the one; strangers do not push it out any more
 		return nil
 	}
 	var device Device
@@ -221,7 +233,7 @@ func (s *server) servePairing(ctx context.Context, c *transport.Conn, settled fu
 	}
 	if w.url != nil {
 		o.Secret, o.Expect = w.url.Secret[:], w.url.Pin
-		o.Begin, o.Spend = func() error { return s.try(w) }, begin
+		o.Begin, o.Spend = func() error { return s.try(w, settle) }, begin
 	}
 	_, err := pairing.Phone(ctx, c, s.identity.Pin(), s.hello(), o)
 	if !begun {

@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"net"
 	"strings"
 	"sync"
 	"testing"
@@ -14,6 +15,7 @@ import (
 
 	"vmux.app/toolkit/internal/envelope"
 	"vmux.app/toolkit/internal/pairing"
+	"vmux.app/toolkit/internal/transport"
 )
 
 // lockedBuffer is a log that is read while it is written.
@@ -102,6 +104,10 @@ func (d *device) begins(t *testing.T, r *running, byURL bool) error {
 		return err
 	}
 	t.Cleanup(func() { c.Close() })
+	return d.beginsOn(c, byURL)
+}
+
+func (d *device) beginsOn(c *transport.Conn, byURL bool) error {
 	q := &envelope.PairRequest{Name: d.name, Commitment: make([]byte, envelope.NonceSize), URL: byURL}
 	if err := c.Send(envelope.Envelope{ID: "pair", Payload: q}); err != nil {
 		return err
@@ -261,5 +267,225 @@ func TestPairStopped(t *testing.T) {
 	})
 	if !errors.Is(err, pairing.ErrStopped) {
 		t.Errorf("device: %v", err)
+	}
+}
+
+// slowListener accepts connections of which the first is slow to be closed.
+type slowListener struct {
+	net.Listener
+	first  sync.Once
+	pushed chan struct{} // closed when somebody pushes the first one out
+}
+
+func (l *slowListener) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	l.first.Do(func() { c = &slowConn{Conn: c, pushed: l.pushed} })
+	return c, nil
+}
+
+// slowConn stays open at its first Close: the moment in which it has lost its
+// slot and nobody notices yet lasts as long as a test likes.
+type slowConn struct {
+	net.Conn
+	mu     sync.Mutex
+	again  bool
+	pushed chan struct{}
+}
+
+func (c *slowConn) Close() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.again {
+		return c.Conn.Close()
+	}
+	c.again = true
+	close(c.pushed)
+	return nil
+}
+
+// serveSlow is serve with a slow first connection.
+func serveSlow(t *testing.T) (*running, <-chan struct{}) {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	slow := &slowListener{Listener: l, pushed: make(chan struct{})}
+	r := serveWith(t, testHome(t), Options{Approver: yes{}, Nearby: func() (net.Listener, error) { return slow, nil }})
+	r.address = l.Addr().String()
+	return r, slow.pushed
+}
+
+// crowd opens connections that wait, as many as one source may have.
+func (d *device) crowd(t *testing.T, r *running) {
+	t.Helper()
+	for range maxPairingsPerSource {
+		c, err := d.offer(t.Context(), r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { c.Close() })
+	}
+}
+
+// A connection that was pushed out does not take the window with it.
+func TestPushedOutLeavesWindow(t *testing.T) {
+	t.Parallel()
+	t.Run("digits", func(t *testing.T) {
+		t.Parallel()
+		r, pushed := serveSlow(t)
+		w := openWindow(t, r, "")
+		c, err := newDevice(t, "early").offer(t.Context(), r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		newDevice(t, "crowd").crowd(t, r)
+		<-pushed
+		_, err = pairing.Device(t.Context(), c, transport.Pin{}, pairing.DeviceOptions{Name: "early",
+			Code: func(context.Context, string) (string, error) { return "", errors.New("asked for digits") }})
+		if err == nil || !strings.Contains(err.Error(), errPushedOut.Error()) {
+			t.Errorf("pushed out: %v", err)
+		}
+		_, err = newDevice(t, "laptop").pair(t.Context(), r, nil, func(context.Context, string) (string, error) {
+			_, code, _ := strings.Cut(<-w.codes, "/")
+			w.owner <- nil
+			return code, nil
+		})
+		if err != nil {
+			t.Errorf("the owner's device: %v", err)
+		}
+		if err := <-w.done; err != nil || w.device.Name != "laptop" {
+			t.Errorf("owner: %v, %+v", err, w.device)
+		}
+	})
+	t.Run("URL", func(t *testing.T) {
+		t.Parallel()
+		r, pushed := serveSlow(t)
+		d := newDevice(t, "laptop")
+		u := pairing.NewURL("laptop", d.id.Pin())
+		w := openWindow(t, r, u.String())
+		c, err := d.offer(t.Context(), r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		d.crowd(t, r)
+		<-pushed
+		_, err = pairing.Device(t.Context(), c, d.id.Pin(), pairing.DeviceOptions{Name: d.name, Secret: u.Secret[:]})
+		if err == nil || !strings.Contains(err.Error(), errPushedOut.Error()) {
+			t.Errorf("pushed out: %v", err)
+		}
+		if _, err := d.pair(t.Context(), r, u.Secret[:], nil); err != nil {
+			t.Errorf("once more: %v", err)
+		}
+		if err := <-w.done; err != nil {
+			t.Errorf("owner: %v", err)
+		}
+	})
+}
+
+// With a URL a connection that has begun is not pushed out before its proof.
+func TestBegunByURLStays(t *testing.T) {
+	t.Parallel()
+	r, pushed := serveSlow(t)
+	d := newDevice(t, "laptop")
+	u := pairing.NewURL("laptop", d.id.Pin())
+	w := openWindow(t, r, u.String())
+	c, err := d.offer(t.Context(), r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := d.beginsOn(c, true); err != nil {
+		t.Fatal(err)
+	}
+	d.crowd(t, r)
+	d.crowd(t, r)
+	select {
+	case <-pushed:
+		t.Error("pushed out")
+	default:
+	}
+	if err := c.Send(envelope.Envelope{ID: "pair", Payload: &envelope.PairConfirm{Nonce: make([]byte, envelope.NonceSize)}}); err != nil {
+		t.Error(err)
+	}
+	if e, err := c.Receive(); err != nil || e.Payload.Type() != envelope.TypeError {
+		t.Errorf("after a wrong nonce: %+v, %v", e, err)
+	}
+	if _, err := d.pair(t.Context(), r, u.Secret[:], nil); err != nil {
+		t.Error(err)
+	}
+	if err := <-w.done; err != nil {
+		t.Error(err)
+	}
+}
+
+// A handshake that was pushed out while it ended goes nowhere.
+func TestPushedOutHandshake(t *testing.T) {
+	t.Parallel()
+	r, pushed := serveSlow(t)
+	openWindow(t, r, "")
+	dial := func() net.Conn {
+		t.Helper()
+		c, err := net.Dial("tcp", r.address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { c.Close() })
+		return c
+	}
+	raw := dial()
+	for range maxHandshakesPerSource {
+		dial()
+	}
+	<-pushed
+	c, err := transport.Client(t.Context(), raw, newDevice(t, "early").id, transport.ProtoPair, func(transport.Pin) error { return nil })
+	if err != nil {
+		t.Fatal(err)
+	}
+	if h, err := pairing.Offer(t.Context(), c); err == nil {
+		t.Errorf("pushed out, it is offered a pairing: %+v", h)
+	}
+}
+
+// To be the one, and not to be pushed out any more, is one decision.
+func TestTakeSettles(t *testing.T) {
+	t.Parallel()
+	w := &window{begun: make(chan struct{})}
+	s := &server{window: w}
+	settle := func(is bool) func() bool {
+		return func() bool {
+			if s.mu.TryLock() {
+				s.mu.Unlock()
+				t.Error("the window is not held meanwhile")
+			}
+			select {
+			case <-w.begun:
+				t.Error("the window is used up already")
+			default:
+			}
+			return is
+		}
+	}
+	never := func() bool { t.Error("settled without a window"); return true }
+	if err := s.try(w, settle(false)); !errors.Is(err, errPushedOut) || s.window != w || w.tries != 0 {
+		t.Errorf("try, pushed out: %v, %d tries", err, w.tries)
+	}
+	if err := s.take(w, settle(false)); !errors.Is(err, errPushedOut) || s.window != w {
+		t.Errorf("take, pushed out: %v", err)
+	}
+	if err := s.try(w, settle(true)); err != nil || w.tries != 1 {
+		t.Errorf("try: %v, %d tries", err, w.tries)
+	}
+	if err := s.take(w, settle(true)); err != nil || s.window != nil {
+		t.Errorf("take: %v", err)
+	}
+	<-w.begun
+	if err := s.take(w, never); !errors.Is(err, pairing.ErrNoWindow) {
+		t.Errorf("take, no window: %v", err)
+	}
+	if err := s.try(w, never); !errors.Is(err, pairing.ErrNoWindow) {
+		t.Errorf("try, no window: %v", err)
 	}
 }
