@@ -169,6 +169,7 @@ func advice() []row {
 		is(pairing.ErrWrongCode, ExitFailed, "begin anew with a new number, on both sides: vmux-pair"),
 		is(pairing.ErrMethod, ExitFailed, "use the URL on both sides or on neither: vmux-pair --url, and vmux-signer pair URL"),
 		is(pairing.ErrStopped, ExitFailed, "begin anew, on both sides: vmux-pair"),
+		is(pairing.ErrHungUp, ExitFailed, "try again; if it stays so, pair by URL: vmux-pair --url"),
 		is(pairing.ErrStalled, ExitNoAnswer, "begin anew, on both sides: vmux-pair"),
 		is(pairing.ErrProof, ExitFailed, "begin anew; if it happens again, somebody is in between: use vmux-pair --qr"),
 

@@ -47,6 +47,7 @@ var (
 	ErrProof     = errors.New("the other end did not prove that it took part in this pairing")
 	ErrMethod    = errors.New("one end pairs by digits and the other by URL")
 	ErrStopped   = errors.New("the other end stopped")
+	ErrHungUp    = errors.New("the other end hung up")
 	ErrStalled   = fmt.Errorf("the other end did not go on within %d seconds", stepTime/time.Second)
 )
 
@@ -384,7 +385,7 @@ func (x *exchange) ask(ctx context.Context, question func(context.Context) error
 func payload(e envelope.Envelope, err error) (envelope.Payload, error) {
 	if err != nil {
 		if errors.Is(err, io.EOF) {
-			return nil, fmt.Errorf("the other end hung up: %w", err)
+			return nil, fmt.Errorf("%w: %w", ErrHungUp, err)
 		}
 		return nil, err
 	}
