@@ -296,6 +296,7 @@ func wantRemembered(t *testing.T, s *server, want string) {
 // approveAs asks for a login, answers it and gives the prompt.
 func approveAs(t *testing.T, s *server, a *answers, answer error, r *envelope.SignRequest) *Prompt {
 	t.Helper()
+	s.prompts.forgive(testPin)
 	done := start(t.Context(), s, transport.NewID(), r)
 	q := <-a.asked
 	q.reply <- answer

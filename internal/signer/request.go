@@ -201,7 +201,7 @@ func (s *server) signLogged(ctx context.Context, pin transport.Pin, device Devic
 // *envelope.Error.
 func (s *server) fresh(pin transport.Pin, id string, created time.Time) (now, expires time.Time, err error) {
 	now = s.now()
-	if err := s.seen.use(pin, id, now); err != nil {
+	if err := s.seen.use(pin, hashID(id), now); err != nil {
 		return now, now, err
 	}
 	if age := now.Sub(created); age > Freshness || age < -Freshness {

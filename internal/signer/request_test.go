@@ -271,9 +271,17 @@ func TestThreat_C05_IDOnce(t *testing.T) {
 		<-time.After(2*Freshness - time.Second)
 		use(testPin, "a", envelope.CodeBadRequest)
 		<-time.After(2 * time.Second)
-		s.seen.sweep(time.Now())
-		if len(s.seen.devices) != 0 { // the refused use did not prolong the memory of "a"
+		use(testPin, "a", envelope.CodeBadRequest) // there is room to remember it
+		use(testPin, "c", "")
+		paired := func(pin transport.Pin) bool { return pin == other }
+		s.seen.sweep(time.Now(), paired)
+		if len(s.seen.devices) != 2 { // "c" is too young
 			t.Errorf("%d devices remembered", len(s.seen.devices))
+		}
+		<-time.After(2 * Freshness)
+		s.seen.sweep(time.Now(), paired)
+		if s.seen.devices[testPin] != nil || s.seen.devices[other] == nil {
+			t.Error("not the device that was forgotten")
 		}
 		use(testPin, "a", "")
 	})
@@ -284,18 +292,21 @@ func TestIDsBounded(t *testing.T) {
 	var seen seenIDs
 	now := time.Now()
 	for i := range maxIDs {
-		if err := seen.use(testPin, fmt.Sprint(i), now); err != nil {
+		if err := seen.use(testPin, hashID(fmt.Sprint(i)), now); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if err := seen.use(testPin, "more", now); !errors.Is(err, errManyIDs) {
+	if err := seen.use(testPin, hashID("more"), now); !errors.Is(err, errManyIDs) {
 		t.Error(err)
 	}
-	if err := seen.use(transport.Pin{1}, "more", now); err != nil {
+	if err := seen.use(transport.Pin{1}, hashID("more"), now); err != nil {
 		t.Error(err)
 	}
-	if err := seen.use(testPin, "more", now.Add(rememberIDs+1)); err != nil {
+	if err := seen.use(testPin, hashID("more"), now.Add(rememberIDs+1)); err != nil {
 		t.Error(err)
+	}
+	if n := len(seen.devices[testPin].order); n != keepIDs+1 || len(seen.devices[testPin].used) != n {
+		t.Errorf("%d ids are kept", n)
 	}
 }
 
@@ -751,4 +762,34 @@ func TestThreat_I03_SignerLog(t *testing.T) {
 			t.Errorf("log %s has no %q", text, want)
 		}
 	}
+}
+
+// C05: a clock that is set back does not make used ids new, and does not keep the
+// device out.
+func TestThreat_C05_ClockSetBack(t *testing.T) {
+	t.Parallel()
+	s := testServer(t, yes{})
+	var now time.Time
+	s.now = func() time.Time { return now }
+	begin := time.Date(2026, 11, 20, 10, 0, 0, 0, time.UTC)
+	made := map[string]*envelope.SignRequest{}
+	ask := func(at time.Duration, id string, want envelope.Code) {
+		t.Helper()
+		now = begin.Add(at)
+		r := made[id]
+		if r == nil {
+			r = request(s, "work", byte(len(made)))
+			r.CreatedAt = envelope.At(now)
+			made[id] = r
+		}
+		p, err := s.handle(t.Context(), testPin, id, r)
+		wantCode(t, p, err, want)
+	}
+	ask(0, "a", "")
+	ask(time.Hour, "b", "")
+	ask(0, "a", envelope.CodeBadRequest)
+	ask(-48*time.Hour, "c", "")
+	ask(-48*time.Hour, "c", envelope.CodeBadRequest)
+	ask(time.Hour, "b", envelope.CodeBadRequest)
+	ask(time.Hour, "d", "")
 }

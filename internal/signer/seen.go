@@ -15,13 +15,16 @@ const (
 	// Freshness is how old a request may be, and how far ahead of the signer's
 	// clock, and how long the owner has for an approval.
 	Freshness = 60 * time.Second
-	// rememberIDs is how long an id is remembered: a request from Freshness ahead
-	// stays fresh for twice that.
+	// rememberIDs is how long an id is remembered at least, by the clock on the
+	// wall: a request from Freshness ahead stays fresh for twice that.
 	rememberIDs = 2 * Freshness
 	// maxIDs bounds the remembered ids of one device, 3 MB at most. It is above
 	// what an honest device asks in two minutes; beyond it requests are refused,
 	// since forgetting an id would let it be used again.
 	maxIDs = 1 << 16
+	// keepIDs is how many ids are remembered however old they are: a clock that is
+	// set back makes old requests fresh again.
+	keepIDs = 1 << 12
 )
 
 var (
@@ -48,10 +51,14 @@ type usedID struct {
 	at time.Time
 }
 
-// use marks id as used, once. Errors: errIDUsed, errManyIDs.
-func (s *seenIDs) use(device transport.Pin, id string, now time.Time) error {
+func hashID(id string) idHash {
 	sum := sha256.Sum256([]byte(id))
-	h := idHash(sum[:16])
+	return idHash(sum[:16])
+}
+
+// use marks an id as used, once. Errors: errIDUsed, errManyIDs.
+func (s *seenIDs) use(device transport.Pin, h idHash, now time.Time) error {
+	now = now.Round(0) // the other clock stands still while the computer sleeps
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.devices == nil {
@@ -76,19 +83,20 @@ func (s *seenIDs) use(device transport.Pin, id string, now time.Time) error {
 
 func (d *deviceIDs) forget(now time.Time) {
 	n := 0
-	for n < len(d.order) && now.Sub(d.order[n].at) > rememberIDs {
+	for len(d.order)-n > keepIDs && now.Sub(d.order[n].at) > rememberIDs {
 		delete(d.used, d.order[n].id)
 		n++
 	}
 	d.order = d.order[n:]
 }
 
-// sweep gives up the memory of devices whose ids have all been forgotten.
-func (s *seenIDs) sweep(now time.Time) {
+// sweep gives up the memory of devices that are not paired any more.
+func (s *seenIDs) sweep(now time.Time, paired func(transport.Pin) bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for pin, d := range s.devices {
-		if d.forget(now); len(d.order) == 0 {
+		d.forget(now.Round(0))
+		if n := len(d.order); !paired(pin) && (n == 0 || now.Round(0).Sub(d.order[n-1].at) > rememberIDs) {
 			delete(s.devices, pin)
 		}
 	}

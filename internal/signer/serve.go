@@ -541,7 +541,7 @@ func (s *server) serveLink(ctx context.Context, c *transport.Conn) {
 	if !ok {
 		return
 	}
-	s.seen.sweep(s.now())
+	s.seen.sweep(s.now(), func(pin transport.Pin) bool { _, ok := s.current().state.Device(pin); return ok })
 	s.sawDevice(device)
 	err := transport.Serve(ctx, c, s.hello(), func(ctx context.Context, id string, req envelope.Payload) (envelope.Payload, error) {
 		return s.handle(ctx, l.pin, id, req)

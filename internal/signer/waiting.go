@@ -45,9 +45,10 @@ type prompts struct {
 	approve func(context.Context, *Prompt) (*keyfile.Key, error) // asks the owner, and opens the prompt's key
 	asking  sync.WaitGroup
 
-	mu    sync.Mutex
-	open  map[promptKey]*openPrompt
-	count map[transport.Pin]int // prompts of a device that are open or on their way out
+	mu      sync.Mutex
+	open    map[promptKey]*openPrompt
+	count   map[transport.Pin]int // prompts of a device that are open or on their way out
+	refused refusals
 }
 
 type openPrompt struct {
@@ -68,7 +69,7 @@ type approval struct {
 }
 
 func newPrompts(approve func(context.Context, *Prompt) (*keyfile.Key, error)) *prompts {
-	return &prompts{approve: approve, open: map[promptKey]*openPrompt{}, count: map[transport.Pin]int{}}
+	return &prompts{approve: approve, open: map[promptKey]*openPrompt{}, count: map[transport.Pin]int{}, refused: refusals{}}
 }
 
 // ask shows p, or joins the prompt that asks the same, and waits for the answer
@@ -131,6 +132,9 @@ func (ps *prompts) join(k promptKey, p *Prompt, expires time.Time) (*openPrompt,
 	if ps.openLocked(k.device) >= maxPrompts || ps.count[k.device] >= maxAsking {
 		return nil, errTooMany
 	}
+	if err := ps.refused.refuse(k.device, time.Now()); err != nil {
+		return nil, err
+	}
 	// The prompt belongs to all requests that join it, so it does not end with
 	// the context of the first.
 	ctx, cancel := context.WithCancelCause(context.Background())
@@ -157,6 +161,12 @@ func (ps *prompts) join(k promptKey, p *Prompt, expires time.Time) (*openPrompt,
 			ps.withdrawLocked(func(other promptKey) bool {
 				return other.device == k.device && other.session == k.session
 			}, errSessionDenied)
+		}
+		switch {
+		case errors.Is(err, ErrDenied):
+			ps.refused.add(k.device, time.Now())
+		case err == nil:
+			delete(ps.refused, k.device)
 		}
 		if ps.count[k.device]--; ps.count[k.device] == 0 {
 			delete(ps.count, k.device)
