@@ -74,6 +74,7 @@ The names are those that devices have given.`,
 					},
 				},
 			},
+			auditCommand(),
 			{
 				Name: "key", Usage: "manage the keys",
 				Subcommands: []*cli.Command{
