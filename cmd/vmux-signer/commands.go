@@ -96,6 +96,7 @@ The names are those that devices have given.`,
 					},
 				},
 			},
+			auditCommand(),
 			{
 				Name: "key", Usage: "manage the keys",
 				Subcommands: []*cli.Command{

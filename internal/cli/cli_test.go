@@ -20,6 +20,7 @@ import (
 
 	"github.com/go-json-experiment/json"
 	"vmux.app/toolkit/internal/agent"
+	"vmux.app/toolkit/internal/audit"
 	"vmux.app/toolkit/internal/pairing"
 	"vmux.app/toolkit/internal/phone"
 	"vmux.app/toolkit/internal/ptytest"
@@ -268,6 +269,13 @@ func TestAdvice(t *testing.T) {
 		{&apns.ConnectError{Host: "h", Problem: apns.NoAnswer, Err: context.DeadlineExceeded}, 4, "curl -v https://h"},
 		{&apns.ConnectError{Host: "h", Problem: apns.BadCertificate}, 4, "--ca-file"},
 		{&apns.ConnectError{Host: "h", Problem: apns.NoHTTP2}, 4, "--endpoint"},
+		{&audit.BrokenError{File: "audit.jsonl", Line: 3}, 1, "move audit*.jsonl out"},
+		{audit.ErrHead, 1, "noted all of it"},
+		{fmt.Errorf("%w: %w", audit.ErrNotRecorded, audit.ErrBusy), 1, "stopped vmux-signer"},
+		{fmt.Errorf("%w: %w", audit.ErrNotRecorded, syscall.ENOSPC), 1, "make room"},
+		{&audit.RefusedError{Path: "/h/audit.jsonl", Mode: os.ModeNamedPipe | 0o600, UID: uint32(os.Geteuid()), Want: 0o600}, 1, "mv /h/audit.jsonl /h/audit.jsonl.old"},
+		{&audit.RefusedError{Path: "/h/audit.jsonl", Mode: 0o640, UID: uint32(os.Geteuid()), Want: 0o600}, 1, "chmod 600 /h/audit.jsonl"},
+		{&audit.RefusedError{Path: "/h/audit.jsonl", Mode: 0o600, UID: uint32(os.Geteuid()) + 1, Want: 0o600}, 1, "chown"},
 		{pairing.ErrBadURL, 2, "URL"},
 		{pairing.ErrDeclined, 5, "accept"},
 	} {

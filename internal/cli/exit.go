@@ -13,6 +13,7 @@ import (
 	"syscall"
 
 	"vmux.app/toolkit/internal/agent"
+	"vmux.app/toolkit/internal/audit"
 	"vmux.app/toolkit/internal/keyfile"
 	"vmux.app/toolkit/internal/knownhosts"
 	"vmux.app/toolkit/internal/networks"
@@ -218,6 +219,23 @@ func advice() []row {
 			}
 			return "see whether it is reached from here: curl -v https://" + e.Host + "; HTTPS_PROXY names a proxy"
 		}),
+
+		// audit, the special cases first: ErrNotRecorded is wrapped around the others
+		as(ExitFailed, func(*audit.BrokenError) string {
+			return "compare the files with a backup; to begin another log, end vmux-signer and move audit*.jsonl out of its home"
+		}),
+		is(audit.ErrHead, ExitFailed, "look whether you noted all of it, and compare the log with a backup"),
+		is(audit.ErrBusy, ExitFailed, "look for a stopped vmux-signer (ps -u $USER | grep vmux), end it and try again"),
+		as(ExitFailed, func(e *audit.RefusedError) string {
+			switch {
+			case e.Kind():
+				return fmt.Sprintf("look at it, then move it away: mv %s %s", quote(e.Path), quote(e.Path+".old"))
+			case int(e.UID) != os.Geteuid():
+				return "run the command as the owner, or: sudo chown \"$(id -u)\" " + quote(e.Path)
+			}
+			return fmt.Sprintf("look whether it is as you left it, then: chmod %o %s", e.Want, quote(e.Path))
+		}),
+		is(audit.ErrNotRecorded, ExitFailed, "make room for audit.jsonl in the signer's home, and the home writable for you; see: df, ls -ld"),
 
 		// signer
 		is(signer.ErrNotHome, ExitFailed, "make one: vmux-signer init"),

@@ -15,6 +15,7 @@ const module = "vmux.app/toolkit/"
 // way, from the socket to the phone. What parses bytes from outside, or speaks
 // to the kernel, stands alone.
 var imports = map[string][]string{
+	"internal/audit":                 {},
 	"internal/cocoa":                 {},
 	"internal/darwintest/typecheck":  {},
 	"internal/duration":              {},
@@ -48,13 +49,13 @@ var imports = map[string][]string{
 	"internal/session":               {"internal/fingerprint", "internal/process"},
 	"internal/pairing":               {"internal/envelope", "internal/transport"},
 	"internal/phone":                 {"internal/envelope", "internal/pairing", "internal/store", "internal/transport"},
-	"internal/signer": {"internal/envelope", "internal/keyfile", "internal/pairing", "internal/safetext", "internal/signed", "internal/store",
+	"internal/signer": {"internal/audit", "internal/envelope", "internal/keyfile", "internal/pairing", "internal/safetext", "internal/signed", "internal/store",
 		"internal/transport", "internal/transport/dnssd", "internal/transport/lan", "internal/unixsock"},
 	"internal/doctor": {"internal/agent", "internal/control", "internal/duration", "internal/envelope", "internal/phone", "internal/policy",
 		"internal/process", "internal/safetext", "internal/session", "internal/store", "internal/transport", "internal/transport/dnssd",
 		"internal/transport/lan", "internal/unixsock", "internal/wake", "internal/wake/apns"},
 	// The table of advice knows the errors of all.
-	"internal/cli": {"internal/agent", "internal/cocoa", "internal/networks", "internal/doctor", "internal/keyfile", "internal/knownhosts", "internal/pairing", "internal/phone", "internal/safetext", "internal/session",
+	"internal/cli": {"internal/agent", "internal/audit", "internal/cocoa", "internal/networks", "internal/doctor", "internal/keyfile", "internal/knownhosts", "internal/pairing", "internal/phone", "internal/safetext", "internal/session",
 		"internal/signer", "internal/store", "internal/transport", "internal/transport/dnssd", "internal/unixsock", "internal/wake/apns"},
 }
 

@@ -70,7 +70,8 @@ type Certificate struct {
 // the outcome.
 func (s *server) certify(ctx context.Context, pin transport.Pin, device Device, id string, r *envelope.CertificateRequest) (envelope.Payload, error) {
 	start := s.now()
-	e := Event{Event: EventRequest, Device: device.Name, Operation: kindCertificate}
+	e := requestEvent(device, id, r.CreatedAt.Time)
+	e.Operation, e.record.Operation = kindCertificate, kindCertificate
 	c, err := s.certifyLogged(ctx, pin, device, id, r, &e)
 	about := []slog.Attr{slog.String("principals", strings.Join(r.Principals, ",")), slog.Int64("validity", r.Validity)}
 	if e.Serial != "" {
@@ -104,6 +105,7 @@ func (s *server) certifyLogged(ctx context.Context, pin transport.Pin, device De
 	key, identity, err := s.certifiable(r)
 	if key != nil {
 		e.Key = fingerprint(key)
+		e.record.Fingerprint = e.Key
 	}
 	if err != nil {
 		return nil, err
@@ -127,6 +129,7 @@ func (s *server) certifyLogged(ctx context.Context, pin transport.Pin, device De
 	})
 	terms := prompt.Verified.Certificate
 	e.Serial, e.KeyID = strconv.FormatUint(serial, 10), terms.KeyID
+	e.record.Serial, e.record.KeyID, e.record.User = e.Serial, e.KeyID, strings.Join(r.Principals, ",")
 	if n := len(prompt.layout(screenWidth)); n > maxPromptLines {
 		return nil, envelope.Errorf(envelope.CodeDenied, "the request is too large to show: %d lines, more than %d", n, maxPromptLines)
 	}
@@ -136,6 +139,9 @@ func (s *server) certifyLogged(ctx context.Context, pin transport.Pin, device De
 	// The id keeps every request a prompt of its own: each is another certificate,
 	// of another serial.
 	prompt.file = authority
+	if err := s.recordAsk(e); err != nil {
+		return nil, err
+	}
 	approval, err := s.prompts.ask(ctx, promptKey{device: pin, key: string(identity), id: id}, prompt, expires)
 	if err != nil {
 		return nil, err

@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"vmux.app/toolkit/internal/audit"
 	"vmux.app/toolkit/internal/keyfile"
 )
 
@@ -252,6 +253,7 @@ func (s *server) unlock(ctx context.Context, passphrase []byte) error {
 		clear(g.held)
 		g.held = bytes.Clone(passphrase)
 	}
+	s.home.recordDone(audit.Record{Event: recordLock, Outcome: "unlocked"})
 	s.log.Info("unlocked")
 	return nil
 }
@@ -266,6 +268,7 @@ func (s *server) lock() {
 	g.held = nil
 	g.mu.Unlock()
 	s.prompts.withdraw(func(promptKey) bool { return true }, ErrLocked)
+	s.home.recordDone(audit.Record{Event: recordLock, Outcome: "locked"})
 	s.log.Info("locked")
 }
 
@@ -319,6 +322,7 @@ func (s *server) fail() (State, error) {
 	}
 	st := s.current().state
 	if st.Failures == maxFailures {
+		s.home.recordDone(audit.Record{Event: recordLock, Outcome: "locked", Reason: fmt.Sprintf("%d failed approvals in a row", st.Failures)})
 		s.log.Warn("approvals are locked until the passphrase is given", "failures", st.Failures)
 		s.event(Event{Event: EventLocked})
 	}

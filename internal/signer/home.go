@@ -11,12 +11,14 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/google/renameio/v2"
 	"golang.org/x/crypto/ssh"
 	"golang.org/x/sys/unix"
 
+	"vmux.app/toolkit/internal/audit"
 	"vmux.app/toolkit/internal/keyfile"
 	"vmux.app/toolkit/internal/store"
 )
@@ -72,6 +74,13 @@ func (e *PermissionError) Error() string {
 type Home struct {
 	dir  string
 	warn func(string)
+	log  func() (*audit.Log, error) // opened when it is first needed
+}
+
+func newHome(dir string, warn func(string)) *Home {
+	h := &Home{dir: dir, warn: warn}
+	h.log = sync.OnceValues(func() (*audit.Log, error) { return audit.Open(h.dir) })
+	return h
 }
 
 // Dir is the home's absolute path.
@@ -100,7 +109,7 @@ func Init(dir, name string, passphrase []byte) (*Home, error) {
 	}
 	defer os.RemoveAll(made) // nothing is left to remove once it has been renamed
 
-	h := &Home{dir: made, warn: func(string) {}}
+	h := newHome(made, func(string) {})
 	if err := os.Mkdir(h.path(keysName), 0o700); err != nil {
 		return nil, err
 	}
@@ -129,6 +138,7 @@ func Init(dir, name string, passphrase []byte) (*Home, error) {
 		return nil, err
 	}
 	h.dir = dir
+	h.recordDone(audit.Record{Event: recordHome, Outcome: "made", Reason: name})
 	return h, nil
 }
 
@@ -171,7 +181,7 @@ func Open(dir string, warn func(string)) (*Home, error) {
 	if warn == nil {
 		warn = func(string) {}
 	}
-	h := &Home{dir: dir, warn: warn}
+	h := newHome(dir, warn)
 	return h, h.finishRekey()
 }
 

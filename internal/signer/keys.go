@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/crypto/ssh"
 
+	"vmux.app/toolkit/internal/audit"
 	"vmux.app/toolkit/internal/envelope"
 	"vmux.app/toolkit/internal/keyfile"
 )
@@ -141,6 +142,9 @@ func (h *Home) AddKey(label string, t keyfile.Type, passphrase []byte) (Key, err
 		s.Keys[label] = KeyState{Enabled: true}
 		return nil
 	})
+	if err == nil {
+		h.recordDone(audit.Record{Event: recordKey, Key: label, Fingerprint: fingerprint(k.Public), Outcome: "added"})
+	}
 	return k, err
 }
 
@@ -207,6 +211,13 @@ func (h *Home) EnableKey(label string, enabled bool) error {
 		s.Keys[label] = KeyState{Enabled: enabled}
 		return nil
 	})
+	if err == nil {
+		outcome := "disabled"
+		if enabled {
+			outcome = "enabled"
+		}
+		h.recordDone(audit.Record{Event: recordKey, Key: label, Outcome: outcome})
+	}
 	return err
 }
 
@@ -231,6 +242,7 @@ func (h *Home) RemoveKey(label string) error {
 	if err := os.Remove(h.keyPath(label)); err != nil {
 		return err
 	}
+	h.recordDone(audit.Record{Event: recordKey, Key: label, Outcome: "removed"})
 	return syncDir(h.path(keysName))
 }
 

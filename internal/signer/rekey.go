@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"vmux.app/toolkit/internal/audit"
 	"vmux.app/toolkit/internal/keyfile"
 )
 
@@ -89,7 +90,11 @@ func (h *Home) ChangePassphrase(old, passphrase []byte) error {
 	if err := syncDir(h.dir); err != nil {
 		return err
 	}
-	return h.finishRekeyLocked()
+	if err := h.finishRekeyLocked(); err != nil {
+		return err
+	}
+	h.recordDone(audit.Record{Event: recordHome, Outcome: "passphrase changed"})
+	return nil
 }
 
 // finishRekey finishes a change of the passphrase that was cut off.

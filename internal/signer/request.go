@@ -7,12 +7,14 @@ import (
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"log/slog"
 	"time"
 
 	"golang.org/x/crypto/ssh"
 
+	"vmux.app/toolkit/internal/audit"
 	"vmux.app/toolkit/internal/envelope"
 	"vmux.app/toolkit/internal/signed"
 	"vmux.app/toolkit/internal/transport"
@@ -70,7 +72,7 @@ func (s *server) list(device Device) *envelope.KeyListResponse {
 // outcome.
 func (s *server) sign(ctx context.Context, pin transport.Pin, device Device, id string, r *envelope.SignRequest) (envelope.Payload, error) {
 	start := s.now()
-	e := Event{Event: EventRequest, Device: device.Name}
+	e := requestEvent(device, id, r.CreatedAt.Time)
 	signature, err := s.signLogged(ctx, pin, device, id, r, &e)
 	if err := s.report(ctx, start, &e, err); err != nil {
 		return nil, err
@@ -78,15 +80,32 @@ func (s *server) sign(ctx context.Context, pin transport.Pin, device Device, id 
 	return &envelope.SignResponse{Signature: signature}, nil
 }
 
-// report logs and announces what became of a request, and gives the error that
+// requestEvent begins what is said of a request.
+func requestEvent(device Device, id string, created time.Time) Event {
+	h := hashID(id)
+	return Event{Event: EventRequest, Device: device.Name,
+		record: audit.Record{Device: device.Name, Pin: device.Pin, ID: hex.EncodeToString(h[:]), CreatedAt: created}}
+}
+
+// report records, logs and announces what became of a request, and gives the error that
 // the device is told.
 func (s *server) report(ctx context.Context, start time.Time, e *Event, err error, about ...slog.Attr) error {
 	level := slog.LevelInfo
-	e.Outcome = "signed"
-	if err != nil {
+	e.Outcome = outcomeSigned
+	refuse := func() {
 		answer := answerFor(err)
 		e.Outcome, e.Reason, err = string(answer.Code), answer.Message, answer
 		level = slog.LevelWarn
+	}
+	if err != nil {
+		refuse()
+	}
+	if failed := s.recordAnswer(e); failed != nil {
+		s.log.Error("audit", "reason", failed)
+		if err == nil {
+			err = failed // what was signed is not given
+			refuse()
+		}
 	}
 	attrs := []slog.Attr{slog.String("device", e.Device), slog.String("operation", e.Operation),
 		slog.String("key", e.Key), slog.String("outcome", e.Outcome), slog.Duration("after", s.now().Sub(start).Round(time.Millisecond))}
@@ -137,11 +156,13 @@ func (s *server) signLogged(ctx context.Context, pin transport.Pin, device Devic
 	}
 	m := signed.Parse(r.Data)
 	e.Operation = m.Kind.String()
+	e.record.Operation, e.record.User = e.Operation, m.User
 	key := s.key(r.PublicKeyBlob)
 	if key == nil {
 		return nil, envelope.Errorf(envelope.CodeUnknownKey, "no such key")
 	}
 	e.Key = key.Label
+	e.record.Key, e.record.Fingerprint = key.Label, fingerprint(key.Public)
 	if !key.Enabled {
 		return nil, envelope.Errorf(envelope.CodeUnknownKey, "the key %s is disabled", key.Label)
 	}
@@ -161,6 +182,10 @@ func (s *server) signLogged(ctx context.Context, pin transport.Pin, device Devic
 	prompt := newPrompt(device, key, m, &r.Context, *s.hosts.Load())
 	if prompt.Verified.warned() {
 		e.Warning = otherKey
+	}
+	e.record.HostKey = prompt.Verified.HostKey
+	if err := s.recordAsk(e); err != nil {
+		return nil, err
 	}
 	approval, err := s.prompts.ask(ctx, promptKey{device: pin, key: string(r.PublicKeyBlob), data: sha256.Sum256(r.Data), session: string(m.SessionID)},
 		prompt, expires)

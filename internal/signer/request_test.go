@@ -278,7 +278,7 @@ func TestThreat_C05_IDOnce(t *testing.T) {
 		if len(s.seen.devices) != 2 { // "c" is too young
 			t.Errorf("%d devices remembered", len(s.seen.devices))
 		}
-		<-time.After(2 * Freshness)
+		<-time.After(2*Freshness + time.Second)
 		s.seen.sweep(time.Now(), paired)
 		if s.seen.devices[testPin] != nil || s.seen.devices[other] == nil {
 			t.Error("not the device that was forgotten")

@@ -15,6 +15,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"vmux.app/toolkit/internal/audit"
 	"vmux.app/toolkit/internal/envelope"
 	"vmux.app/toolkit/internal/keyfile"
 	"vmux.app/toolkit/internal/transport"
@@ -93,7 +94,13 @@ type Event struct {
 	Warning   string `json:"warning,omitzero"`   // request: of a login that the prompt warned of
 	Outcome   string `json:"outcome,omitzero"`   // request: signed or an error's code; pairing: paired or failed
 	Reason    string `json:"reason,omitzero"`
+
+	record audit.Record // of a request: what the audit log says of it
+	shown  bool         // the owner was asked
 }
+
+// outcomeSigned is a request's Outcome when a signature or a certificate was made.
+const outcomeSigned = "signed"
 
 // ListenError says that the signer cannot listen on an address.
 type ListenError struct {
@@ -145,6 +152,7 @@ type server struct {
 
 	mu       sync.Mutex
 	address  string              // that it listens on, empty for not at all
+	unseen   map[string]*unseen  // by pin
 	window   *window             // nil when none is open
 	usedURLs [][sha256.Size]byte // hashes of their secrets, oldest first
 	links    []*link             // oldest first
@@ -222,8 +230,10 @@ func Serve(ctx context.Context, home *Home, o Options) error {
 			s.accept(ctx, near)
 		})
 	}
+	s.recordLife(ctx, recordStarted)
 	s.accept(ctx, listener)
 	stop()
+	defer s.recordLife(ctx, recordStopped)
 	s.conns.Wait()
 	s.prompts.wait()
 	s.memory.Wait()
@@ -310,6 +320,9 @@ func newServer(home *Home, o Options) (*server, error) {
 			return nil, err
 		}
 	}
+	if err := s.rememberIDs(); err != nil {
+		return nil, fmt.Errorf("the requests of the last minutes cannot be read: %w", err)
+	}
 	if _, err := home.Limits(); err != nil {
 		s.log.Error("no certificate is signed until this is mended", "reason", err)
 	}
@@ -321,6 +334,7 @@ func (s *server) event(e Event) {
 		return
 	}
 	e.Reason = strings.ToValidUTF8(e.Reason, "?") // it may quote a device
+	e.record, e.shown = audit.Record{}, false
 	s.eventMu.Lock()
 	defer s.eventMu.Unlock()
 	s.onEvent(e)

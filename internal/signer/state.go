@@ -18,6 +18,7 @@ import (
 	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
 
+	"vmux.app/toolkit/internal/audit"
 	"vmux.app/toolkit/internal/envelope"
 	"vmux.app/toolkit/internal/pairing"
 	"vmux.app/toolkit/internal/transport"
@@ -309,5 +310,8 @@ func (h *Home) Forget(device string) (Device, error) {
 		s.Devices = slices.Delete(s.Devices, i, i+1)
 		return nil
 	})
+	if err == nil {
+		h.recordDone(audit.Record{Event: recordDevice, Device: gone.Name, Pin: gone.Pin, Outcome: "forgotten"})
+	}
 	return gone, err
 }

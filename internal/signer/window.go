@@ -10,6 +10,7 @@ import (
 	"slices"
 	"time"
 
+	"vmux.app/toolkit/internal/audit"
 	"vmux.app/toolkit/internal/envelope"
 	"vmux.app/toolkit/internal/pairing"
 	"vmux.app/toolkit/internal/transport"
@@ -109,10 +110,12 @@ func (s *server) pair(ctx context.Context, url *pairing.URL, opened func(), conf
 			o.err = fmt.Errorf("%w: %w", ErrPairing, o.err)
 		}
 		s.log.Warn("not paired", "reason", o.err)
+		s.home.recordDone(audit.Record{Event: recordPairing, Outcome: "failed", Reason: o.err.Error()})
 		s.event(Event{Event: EventPairing, Outcome: "failed", Reason: o.err.Error()})
 		return Device{}, o.err
 	}
 	s.log.Info("paired", "device", o.device.Name, "pin", o.device.Pin)
+	s.home.recordDone(audit.Record{Event: recordPairing, Device: o.device.Name, Pin: o.device.Pin, Outcome: "paired"})
 	s.event(Event{Event: EventPairing, Device: o.device.Name, Outcome: "paired"})
 	return o.device, nil
 }
@@ -259,6 +262,9 @@ func (s *server) servePairing(ctx context.Context, c *transport.Conn, settle fun
 // storeDevice remembers a pairing.
 func (s *server) storeDevice(p pairing.Peer) (Device, error) {
 	var d Device
+	if err := s.home.record(audit.Record{Event: recordPairing, Device: pairing.CleanName(p.Name), Pin: p.Pin.String(), Outcome: "agreed"}, true); err != nil {
+		return d, err
+	}
 	err := s.update(func(st *State) (err error) {
 		d, err = st.addDevice(p.Name, p.Pin, s.now())
 		return err

@@ -1,0 +1,142 @@
+// SPDX-License-Identifier: BSD-3-Clause
+
+package signer
+
+import (
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"time"
+
+	"vmux.app/toolkit/internal/audit"
+	"vmux.app/toolkit/internal/transport"
+)
+
+// Events of the audit log. A request is recorded when it is about to be shown, its
+// decision when it is answered; a request that is not shown has a decision only.
+const (
+	recordRequest  = "request"
+	recordDecision = "decision"
+	recordPairing  = "pairing"
+	recordDevice   = "device"
+	recordKey      = "key"
+	recordLock     = "lock"
+	recordHome     = "home"
+	recordStarted  = "started"
+	recordStopped  = "stopped"
+)
+
+// A device can cause refusals without anybody seeing them. So that it cannot push
+// others out of the log, so many of them are recorded in each such time.
+const (
+	maxUnseen  = 30
+	unseenTime = time.Minute
+)
+
+// record writes to the home's audit log. Error: audit.ErrNotRecorded.
+func (h *Home) record(r audit.Record, durable bool) error {
+	l, err := h.log()
+	if err != nil {
+		return fmt.Errorf("%w: %w", audit.ErrNotRecorded, err)
+	}
+	return l.Append(r, durable)
+}
+
+// recordDone records what was done and cannot be undone.
+func (h *Home) recordDone(r audit.Record) {
+	if err := h.record(r, true); err != nil {
+		h.warn(fmt.Sprintf("%s %s is %v", r.Event, r.Outcome, err))
+	}
+}
+
+// unseen counts a device's refusals that nobody saw.
+type unseen struct {
+	since time.Time
+	times int
+	left  int // not recorded
+}
+
+// recordAsk records that the owner is about to be asked. Without the record nobody
+// is.
+func (s *server) recordAsk(e *Event) error {
+	e.shown = true
+	r := e.record
+	r.Event = recordRequest
+	return s.home.record(r, false)
+}
+
+// recordAnswer records what becomes of a request. A signature is given when that is
+// on the disk only.
+func (s *server) recordAnswer(e *Event) error {
+	r := e.record
+	r.Event, r.Outcome, r.Reason = recordDecision, e.Outcome, e.Reason
+	if !e.shown && e.Outcome != outcomeSigned {
+		more, ok := s.unseenTurn(r.Pin)
+		if !ok {
+			return nil
+		}
+		if more > 0 {
+			r.Reason = fmt.Sprintf("%s (%d more like it were not recorded)", r.Reason, more)
+		}
+	}
+	return s.home.record(r, e.Outcome == outcomeSigned)
+}
+
+// unseenTurn says whether a refusal that nobody saw is recorded, and how many were
+// not since the last one that was.
+func (s *server) unseenTurn(pin string) (more int, ok bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.unseen == nil {
+		s.unseen = map[string]*unseen{}
+	}
+	u := s.unseen[pin]
+	if u == nil {
+		u = &unseen{}
+		s.unseen[pin] = u // as many as devices were paired
+	}
+	now := s.now()
+	if since := now.Sub(u.since); since > unseenTime || since < 0 {
+		u.since, u.times = now, 0
+	}
+	if u.times++; u.times > maxUnseen {
+		u.left++
+		return 0, false
+	}
+	more, u.left = u.left, 0
+	return more, true
+}
+
+// remembered takes up the ids of the requests that an earlier process has shown.
+func (s *server) rememberIDs() error {
+	l, err := s.home.log()
+	if err != nil {
+		return err
+	}
+	return l.Recent(s.now().Add(-rememberIDs), func(r audit.Record) error {
+		if r.Event != recordRequest {
+			return nil
+		}
+		pin, err := transport.ParsePin(r.Pin)
+		if err != nil {
+			return nil // none of ours
+		}
+		var id idHash
+		if b, err := hex.DecodeString(r.ID); err != nil || copy(id[:], b) != len(id) || len(b) != len(id) {
+			return nil
+		}
+		err = s.seen.use(pin, id, r.Time)
+		if errors.Is(err, errIDUsed) { // what this process would have refused
+			err = nil
+		}
+		return err
+	})
+}
+
+// recordLife records that the signer has started, or stops.
+func (s *server) recordLife(ctx context.Context, event string) {
+	if err := s.home.record(audit.Record{Event: event}, false); err != nil {
+		s.log.ErrorContext(ctx, "nothing is signed until this is mended", "reason", err)
+	}
+}

@@ -1,0 +1,156 @@
+// SPDX-License-Identifier: BSD-3-Clause
+
+package signer
+
+import (
+	"context"
+	"errors"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"vmux.app/toolkit/internal/audit"
+	"vmux.app/toolkit/internal/envelope"
+	"vmux.app/toolkit/internal/transport"
+)
+
+// recorded gives the audit log as lines of what matters here.
+func recorded(t *testing.T, h *Home) string {
+	t.Helper()
+	var b strings.Builder
+	for r, err := range audit.Records(h.dir, time.Time{}) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		var words []string
+		for _, w := range []string{r.Event, r.Outcome, r.Device, r.Operation, r.User, r.Key, r.Reason} {
+			if w != "" {
+				words = append(words, w)
+			}
+		}
+		b.WriteString(strings.Join(words, " ") + "\n")
+	}
+	if _, err := audit.Verify(h.dir); err != nil {
+		t.Error(err)
+	}
+	return b.String()
+}
+
+func TestRequestsAreRecorded(t *testing.T) {
+	t.Parallel()
+	owner := &said{}
+	s := testServer(t, owner)
+	ask := func(id string, r *envelope.SignRequest, want envelope.Code) {
+		t.Helper()
+		p, err := s.handle(t.Context(), testPin, id, r)
+		wantCode(t, p, err, want)
+	}
+	begin := len(recorded(t, s.home))
+	r := request(s, "work", 1)
+	ask("a", r, "")
+	ask("a", r, envelope.CodeBadRequest)
+	owner.answer = ErrDenied
+	ask("b", request(s, "work", 2), envelope.CodeDenied)
+	old := request(s, "work", 3)
+	old.CreatedAt = envelope.At(time.Now().Add(-time.Hour))
+	ask("c", old, envelope.CodeExpired)
+	got := recorded(t, s.home)[begin:]
+	for i, want := range []string{
+		"request laptop ", "decision signed laptop ", "decision badRequest laptop this request id was used before",
+		"request laptop ", "decision denied laptop ", "decision expired laptop the request is of ",
+	} {
+		lines := strings.Split(got, "\n")
+		if i >= len(lines) || !strings.HasPrefix(lines[i], want) {
+			t.Errorf("line %d is not %q:\n%s", i, want, got)
+		}
+	}
+}
+
+// C05: an id that was used before a restart is used.
+func TestThreat_C05_IDOnceAcrossRestart(t *testing.T) {
+	t.Parallel()
+	owner := &said{answer: ErrDenied}
+	s := testServer(t, owner)
+	r := request(s, "work", 1)
+	p, err := s.handle(t.Context(), testPin, "a", r)
+	wantCode(t, p, err, envelope.CodeDenied)
+
+	owner = &said{}
+	again, err := newServer(s.home, Options{Approver: owner})
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err = again.handle(t.Context(), testPin, "a", r)
+	wantCode(t, p, err, envelope.CodeBadRequest)
+	if owner.asked > 0 {
+		t.Error("the owner was asked")
+	}
+	p, err = again.handle(t.Context(), testPin, "b", r)
+	wantCode(t, p, err, "")
+}
+
+// breaksLog makes the log unwritable before it says yes.
+type breaksLog struct {
+	t *testing.T
+	h *Home
+}
+
+func (b *breaksLog) Approve(_ context.Context, _ *Prompt) error {
+	breakLog(b.t, b.h)
+	return nil
+}
+
+func breakLog(t *testing.T, h *Home) {
+	t.Helper()
+	path := h.path("audit.jsonl")
+	if err := errors.Join(os.Remove(path), os.Mkdir(path, 0o700)); err != nil {
+		t.Error(err)
+	}
+}
+
+// What cannot be recorded is neither shown nor signed.
+func TestNothingIsSignedUnrecorded(t *testing.T) {
+	t.Parallel()
+	b := &breaksLog{t: t}
+	s := testServer(t, b)
+	b.h = s.home
+	p, err := s.handle(t.Context(), testPin, "a", request(s, "work", 1))
+	wantCode(t, p, err, envelope.CodeInternal)
+	if !strings.Contains(err.Error(), "not recorded in the audit log") {
+		t.Error(err)
+	}
+
+	owner := &said{}
+	s = testServer(t, owner)
+	breakLog(t, s.home)
+	p, err = s.handle(t.Context(), testPin, "a", request(s, "work", 1))
+	wantCode(t, p, err, envelope.CodeInternal)
+	if owner.asked > 0 {
+		t.Error("the owner was asked")
+	}
+}
+
+// A device cannot push others out of the log by what nobody sees.
+func TestUnseenRefusalsAreBounded(t *testing.T) {
+	t.Parallel()
+	s := testServer(t, yes{})
+	now := time.Now()
+	s.now = func() time.Time { return now }
+	begin := len(recorded(t, s.home))
+	refused := func(id string) {
+		r := request(s, "work", 1)
+		r.CreatedAt = envelope.At(now.Add(-time.Hour))
+		p, err := s.handle(t.Context(), testPin, id, r)
+		wantCode(t, p, err, envelope.CodeExpired)
+	}
+	for range 5 * maxUnseen {
+		refused(transport.NewID())
+	}
+	now = now.Add(unseenTime + time.Second)
+	refused("last")
+	got := strings.Split(strings.TrimSpace(recorded(t, s.home)[begin:]), "\n")
+	if len(got) != maxUnseen+1 || !strings.HasSuffix(got[maxUnseen], "(120 more like it were not recorded)") {
+		t.Errorf("%d lines, the last one %q", len(got), got[len(got)-1])
+	}
+}
