@@ -221,7 +221,7 @@ func TestBadUsage(t *testing.T) {
 		{args: []string{"vmux-pair"}, exit: 2, problem: "standard input is not a terminal", hint: "vmux-pair --url"},
 		{args: []string{"vmux-pair", "--address", "127.0.0.1:1"}, exit: 2, problem: "standard input is not a terminal", hint: "vmux-pair --url"},
 
-		{args: []string{"vmux-signer"}, exit: 2, problem: "no command is given", hint: "vmux-signer init|serve|pair|devices|forget|hosts|key"},
+		{args: []string{"vmux-signer"}, exit: 2, problem: "no command is given", hint: "vmux-signer init|serve|pair|status|lock|unlock|passphrase|devices|forget|hosts|"},
 		{args: []string{"vmux-signer", "sevre"}, exit: 2, problem: `there is no command "sevre"`, hint: "did you mean serve?"},
 		{args: []string{"vmux-signer", "key"}, exit: 2, problem: "no command is given", hint: "vmux-signer key add|list|disable|enable|remove"},
 		{args: []string{"vmux-signer", "key", "delete", "x"}, exit: 2, problem: `there is no command "delete"`, hint: "vmux-signer key --help"},

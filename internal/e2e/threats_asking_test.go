@@ -117,7 +117,8 @@ func TestThreat_T02_NothingWithoutALiveApproval(t *testing.T) {
 	}
 }
 
-// 200 questions are denied, and asked again three times each.
+// 200 questions are denied, or refused before anybody is asked, and asked again
+// three times each.
 func deniedAsks(t *testing.T, all *asks) {
 	p := newPhone(t)
 	prompts := p.refusing()
@@ -154,8 +155,9 @@ func deniedAsks(t *testing.T, all *asks) {
 	}
 	asking.Wait()
 	shown := prompts()
-	if len(shown) != clients*questions {
-		t.Errorf("%d prompts for %d questions", len(shown), clients*questions)
+	// After five refusals in a row the device is held up; others may be open by then.
+	if n := len(shown); n < 5 || n > 5+clients {
+		t.Errorf("%d prompts for %d questions", n, clients*questions)
 	}
 	for _, prompt := range shown {
 		if !names(t, prompt) {
@@ -380,7 +382,7 @@ func replayedAsks(t *testing.T, all *asks, approvals *atomic.Int64) {
 	}
 	fails("approved after the minute", answer, envelope.CodeExpired)
 
-	// A signer that was started again knows no ids, and asks.
+	// A signer that was started again still knows the ids.
 	p.serving.stop(syscall.SIGTERM)
 	if n := len(p.requests()); n != 13 || strings.Count(strings.Join(p.requests(), " "), "signed") != 3 {
 		t.Errorf("%d requests: %q", n, p.requests())
@@ -389,8 +391,7 @@ func replayedAsks(t *testing.T, all *asks, approvals *atomic.Int64) {
 	l = thief.open(p)
 	q = l.loginRequest(time.Now())
 	answer = call(l, used, q)
-	owner.next().deny()
-	fails("after a restart", answer, envelope.CodeDenied)
+	fails("after a restart", answer, envelope.CodeBadRequest)
 	owner.none()
 }
 

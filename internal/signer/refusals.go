@@ -12,7 +12,7 @@ import (
 const (
 	// freeRefusals is how often in a row the owner says no before a device is held
 	// up: a person mistypes, and a script tries a few hosts.
-	freeRefusals = 3
+	freeRefusals = 5
 	// refusalWait is how long the first hold lasts; each further no doubles it, up to
 	// maxRefusalWait.
 	refusalWait    = 10 * time.Second
