@@ -222,9 +222,9 @@ func (c *conn) authorized(step string, err error) error {
 	case errors.Is(err, tpm2.TPMRCAuthFail), errors.Is(err, tpm2.TPMRCBadAuth):
 		d, known := c.dictionary()
 		switch {
-		case !known || d.left < 0:
+		case !known:
 			return ErrWrongAuth
-		case d.left == 0:
+		case d.left <= 0:
 			return fmt.Errorf("%w, and the TPM is locked now%s", ErrWrongAuth, d.until())
 		default:
 			return fmt.Errorf("%w; the TPM locks after %d more", ErrWrongAuth, d.left)
@@ -240,14 +240,12 @@ func (c *conn) authorized(step string, err error) error {
 
 // dictionary is the state of the TPM's protection against guessing.
 type dictionary struct {
-	left  int           // wrong passphrases until it locks
-	every time.Duration // in which one of them is forgotten; 0: never
+	left  int64         // wrong passphrases until it locks
+	every time.Duration // in which one of them is forgotten
 }
 
+// until says how long it is locked. The time runs only while the TPM does.
 func (d dictionary) until() string {
-	if d.every <= 0 {
-		return " until its owner unlocks it"
-	}
 	return fmt.Sprintf(" for at most %v", d.every)
 }
 
@@ -277,5 +275,5 @@ func (c *conn) dictionary() (d dictionary, known bool) {
 	if counter == nil || most == nil || interval == nil {
 		return d, false
 	}
-	return dictionary{left: int(int64(*most) - int64(*counter)), every: time.Duration(*interval) * time.Second}, true
+	return dictionary{left: int64(*most) - int64(*counter), every: time.Duration(*interval) * time.Second}, true
 }

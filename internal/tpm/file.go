@@ -32,6 +32,9 @@ const (
 // loadable is id-loadablekey.
 var loadable = encoding.ObjectIdentifier{2, 23, 133, 10, 1, 3}
 
+// emptyAuth is the tag of the field that says whether the key has no passphrase.
+var emptyAuth = asn1.Tag(0).ContextSpecific().Constructed()
+
 // template is the public part of our keys with a point of these coordinates.
 func template(x, y []byte) tpm2.TPMTPublic {
 	return tpm2.TPMTPublic{
@@ -100,6 +103,8 @@ func (k *Key) Marshal() []byte {
 	var b cryptobyte.Builder
 	b.AddASN1(asn1.SEQUENCE, func(b *cryptobyte.Builder) {
 		b.AddASN1ObjectIdentifier(loadable)
+		// Optional, but openssl's tpm2 provider does not ask for a passphrase when it is left out.
+		b.AddASN1(emptyAuth, func(b *cryptobyte.Builder) { b.AddASN1Boolean(false) })
 		b.AddASN1Int64(int64(tpm2.TPMRHOwner))
 		for _, part := range [][]byte{k.public, k.private} {
 			b.AddASN1(asn1.OCTET_STRING, func(b *cryptobyte.Builder) {
@@ -121,7 +126,7 @@ func Parse(file []byte) (*Key, error) {
 		return nil, fmt.Errorf("%w: no %s", ErrFormat, pemType)
 	}
 	s := cryptobyte.String(block.Bytes)
-	var seq, public, private cryptobyte.String
+	var seq, empty, public, private cryptobyte.String
 	var oid encoding.ObjectIdentifier
 	var parent int64
 	if !s.ReadASN1(&seq, asn1.SEQUENCE) || !s.Empty() || !seq.ReadASN1ObjectIdentifier(&oid) {
@@ -130,7 +135,7 @@ func Parse(file []byte) (*Key, error) {
 	if !oid.Equal(loadable) {
 		return nil, fmt.Errorf("%w: not a loadable key", ErrFormat)
 	}
-	if !seq.ReadASN1Integer(&parent) || !seq.ReadASN1(&public, asn1.OCTET_STRING) ||
+	if !seq.ReadASN1(&empty, emptyAuth) || !seq.ReadASN1Integer(&parent) || !seq.ReadASN1(&public, asn1.OCTET_STRING) ||
 		!seq.ReadASN1(&private, asn1.OCTET_STRING) || !seq.Empty() {
 		return nil, fmt.Errorf("%w: damaged, or another tool's", ErrFormat)
 	}

@@ -74,7 +74,7 @@ type Key struct {
 // thing. It is not stretched, since tries are counted by the TPM, which has the only thing to try it on.
 //
 // Calls for the same device queue in this process. Errors: ErrNoTPM, also after 10 s for the turn or for the work;
-// ErrOwner; ErrTPM.
+// ErrOwner; ErrLockout, since the new key's passphrase is not taken then either; ErrTPM.
 func Create(device string, auth []byte) (*Key, error) {
 	var k *Key
 	err := use(device, patience, func(c *conn) (err error) {
