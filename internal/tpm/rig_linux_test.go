@@ -4,12 +4,10 @@ package tpm
 
 import (
 	"encoding/binary"
-	"errors"
 	"io"
 	"net"
 	"os"
 	"path/filepath"
-	"strings"
 	"sync"
 	"testing"
 
@@ -25,25 +23,6 @@ func newTestKey(t testing.TB, m *tpmtest.TPM) *Key {
 		t.Fatal(err)
 	}
 	return k
-}
-
-// want fails the test if err is not of that kind or has not these words.
-func want(t testing.TB, err, kind error, words ...string) {
-	t.Helper()
-	if !errors.Is(err, kind) {
-		t.Errorf("the error is %q, want one of %q", err, kind)
-		return
-	}
-	for _, other := range []error{ErrNoTPM, ErrWrongAuth, ErrLockout, ErrOwner, ErrOtherTPM, ErrFormat, ErrTPM} {
-		if other != kind && errors.Is(err, other) {
-			t.Errorf("the error %q is also one of %q", err, other)
-		}
-	}
-	for _, w := range words {
-		if !strings.Contains(err.Error(), w) {
-			t.Errorf("the error %q does not say %q", err, w)
-		}
-	}
 }
 
 func shortDir(t testing.TB) string {
