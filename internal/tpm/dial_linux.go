@@ -85,8 +85,8 @@ type device struct {
 }
 
 // exchange writes, waits and reads. A TPM's device that is not to block takes the command at once and can be polled
-// for the response, which it gives in one piece; a read too early would say that there is none. Kernels before 5.0
-// answer before the write returns, whatever they are told, and have times of their own for it.
+// for the response, which it gives in one piece; a read too early would say that there is none. Kernels that
+// cannot do so yet answer before the write returns and have limits of their own.
 func (d *device) exchange(command []byte, until time.Time) ([]byte, error) {
 	for {
 		n, err := unix.Write(d.fd, command)

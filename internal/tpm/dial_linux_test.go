@@ -78,17 +78,26 @@ func TestNoPermission(t *testing.T) {
 	if err := os.Chmod(filepath.Dir(m.Path()), 0o711); err != nil {
 		t.Fatal(err)
 	}
-	done := make(chan error)
+	const nobody = 65534
+	done := make(chan error, 1)
 	go func() {
 		// Only this thread, which ends with the goroutine, is another user as far as files go.
 		runtime.LockOSThread()
 		if os.Getuid() == 0 {
-			_ = unix.Setfsuid(65534) // answers nothing of use
+			_ = unix.Setfsuid(nobody) // tells nothing; the next one tells who we are
+			if uid, _ := unix.SetfsuidRetUid(-1); uid != nobody {
+				done <- nil
+				return
+			}
 		}
 		_, err := Create(m.Path(), pin)
 		done <- err
 	}()
-	want(t, <-done, ErrNoTPM, "no permission for "+m.Path(), "group tss")
+	if err := <-done; err != nil {
+		want(t, err, ErrNoTPM, "no permission for "+m.Path(), "group tss")
+	} else {
+		t.Error("permitted, or this namespace has no other user")
+	}
 }
 
 // The connection ends before each command in turn.
@@ -139,7 +148,7 @@ func TestHangs(t *testing.T) {
 		start := time.Now()
 		_, err := k.Sign(m.Path(), pin, make([]byte, 32))
 		want(t, err, ErrNoTPM, "does not answer")
-		if d := time.Since(start); d < patience || d > patience+patience/2 {
+		if d := time.Since(start); d < 10*time.Second || d > 15*time.Second { // as documented
 			t.Errorf("it took %v", d)
 		}
 		m.Resume()

@@ -188,6 +188,9 @@ func TestShortCoordinates(t *testing.T) {
 		if err != nil || point[32] != 5 || !bytes.Equal(point[1:32], make([]byte, 31)) {
 			t.Errorf("%x: the point is %x, %v", x, point, err)
 		}
+		if _, err := newKey(append(public, 0), []byte{1}); err == nil {
+			t.Errorf("%x: a byte more is taken", x)
+		}
 		if again, err := Parse(k.Marshal()); err != nil || !bytes.Equal(again.public, public) {
 			t.Errorf("%x: %v", x, err)
 		}

@@ -16,7 +16,6 @@
 package tpm
 
 import (
-	"bytes"
 	"crypto/ecdsa"
 	"crypto/sha256"
 	"encoding/base64"
@@ -31,8 +30,8 @@ import (
 // device, /dev/tpm0, is another's while one has it open, and is used only when named.
 const Default = "/dev/tpmrm0"
 
-// patience bounds a call: so long it waits for its turn, and so long the TPM has for all of its work. Slow TPMs take
-// about one second.
+// patience bounds a call: so long it waits for its turn, and so long the TPM has for all of its work, which in a
+// slow chip takes some tenths of a second for each of the few operations with keys.
 const patience = 10 * time.Second
 
 var (
@@ -255,13 +254,11 @@ func (k *Key) load(c *conn, root *root) (tpm2.TPMHandle, error) {
 		return 0, c.loading(err)
 	}
 	c.loaded = append(c.loaded, rsp.ObjectHandle)
-	if !bytes.Equal(rsp.Name.Buffer, k.name().Buffer) {
-		return 0, fmt.Errorf("%w: loading the key: the answer is for another one", ErrTPM)
-	}
 	return rsp.ObjectHandle, nil
 }
 
-// name returns the key's TPM name: the hash algorithm and the hash of the public part (TPM 2.0 part 1, Names).
+// name returns the key's TPM name: the hash algorithm and the hash of the public part (TPM 2.0 part 1, Names). It is
+// part of what a session authorizes, so another object under the same handle cannot be used by mistake.
 func (k *Key) name() tpm2.TPM2BName {
 	sum := sha256.Sum256(k.public)
 	return tpm2.TPM2BName{Buffer: append([]byte{byte(tpm2.TPMAlgSHA256 >> 8), byte(tpm2.TPMAlgSHA256 & 0xff)}, sum[:]...)}

@@ -10,7 +10,9 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
+	"errors"
 	"io"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -49,8 +51,8 @@ func TestSign(t *testing.T) {
 		t.Error("the signature is for another digest too")
 	}
 	for _, n := range []int{0, 20, 31, 33, 64} {
-		if _, err := k.Sign(m.Path(), pin, make([]byte, n)); err == nil {
-			t.Errorf("a digest of %d bytes was signed", n)
+		if _, err := k.Sign(m.Path(), pin, make([]byte, n)); err == nil || errors.Is(err, ErrTPM) {
+			t.Errorf("a digest of %d bytes goes to the TPM: %v", n, err)
 		}
 	}
 
@@ -90,6 +92,28 @@ func TestAttributes(t *testing.T) {
 	// type ECC, name SHA-256; no policy, no symmetric algorithm, ECDSA with SHA-256, NIST P-256, no KDF.
 	if got, want := hex.EncodeToString(k.public[:4])+" "+hex.EncodeToString(k.public[8:20]), "0023000b 000000100018000b00030010"; got != want {
 		t.Errorf("public part %s, want %s", got, want)
+	}
+}
+
+// Another parent, and no key that exists can be used any more, nor by other tools: the command that makes it, byte for
+// byte.
+func TestParent(t *testing.T) {
+	t.Parallel()
+	var first []byte
+	w := tap(t, "", func(n int, command []byte, _ func([]byte) []byte) []byte {
+		first = command
+		return nil
+	})
+	_, err := Create(w.path, pin)
+	want(t, err, ErrNoTPM)
+	const expected = "8002 00000043 00000131" + // TPM2_CreatePrimary
+		" 40000001 00000009 40000009 0000 00 0000" + // the owner, with an empty password
+		" 0004 0000 0000" + // no password, no data
+		" 001a 0023 000b 00030472" + // ECC, SHA-256, a storage key that is not under dictionary attack protection
+		" 0000 0006 0080 0043 0010 0003 0010 0000 0000" + // no policy, AES-128-CFB, no scheme, P-256, no KDF, empty unique
+		" 0000 00000000" // no outside information, no PCRs
+	if got, want := hex.EncodeToString(first), strings.ReplaceAll(expected, " ", ""); got != want {
+		t.Errorf("got  %s\nwant %s", got, want)
 	}
 }
 
