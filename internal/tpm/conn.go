@@ -79,7 +79,8 @@ func (c *conn) flush() {
 	}
 }
 
-// Send sends a command and returns the response. Codes that mean "again, later" are obeyed.
+// Send sends a command and returns the response. Codes that mean "again, later" are obeyed; the
+// reference implementation has one for the first use of a passphrase after each start.
 // Errors: ErrNoTPM.
 func (c *conn) Send(command []byte) ([]byte, error) {
 	for pause := time.Millisecond; ; pause = min(2*pause, time.Second) {
@@ -116,8 +117,7 @@ func (c *conn) Send(command []byte) ([]byte, error) {
 
 // check looks at a response's header. Its error begins where the device's path ends.
 func (c *conn) check(response []byte) error {
-	if len(response) < header || len(response) > maxMessage ||
-		uint64(binary.BigEndian.Uint32(response[2:])) != uint64(len(response)) {
+	if len(response) < header || uint64(binary.BigEndian.Uint32(response[2:])) != uint64(len(response)) {
 		return c.stranger()
 	}
 	switch tpm2.TPMST(binary.BigEndian.Uint16(response)) {

@@ -264,8 +264,9 @@ func TestBusyTPM(t *testing.T) {
 		}
 	}
 	never := tap(t, "", func(int, []byte, func([]byte) []byte) []byte { return code(0x922) })
-	err := use(never.path, soon, func(c *conn) error { _, err := c.root(); return err })
-	want(t, err, ErrNoTPM, "is busy")
+	// Pauses double, so half of the time is left when there is too little for the next one.
+	err := use(never.path, 10*soon, func(c *conn) error { _, err := c.root(); return err })
+	want(t, err, ErrNoTPM, never.path+" is busy")
 }
 
 func TestOtherRefusals(t *testing.T) {

@@ -65,7 +65,7 @@ func template(x, y []byte) tpm2.TPMTPublic {
 }
 
 // newKey takes the two parts apart from each other only as far as they can be checked without the TPM: the public part
-// is our template with a point of the curve. Its error goes on from "… is".
+// is our template with a point of the curve. It keeps both slices. Its error goes on from "… is".
 func newKey(public, private []byte) (*Key, error) {
 	// The two empty coordinates are at the end, two bytes of length each.
 	all := tpm2.Marshal(template(nil, nil))
@@ -93,7 +93,7 @@ func newKey(public, private []byte) (*Key, error) {
 	if len(private) == 0 || len(private) > maxPrivate {
 		return nil, fmt.Errorf("a private part of %d bytes", len(private))
 	}
-	return &Key{public: bytes.Clone(public), private: bytes.Clone(private), point: p}, nil
+	return &Key{public: public, private: private, point: p}, nil
 }
 
 // Marshal returns the key's file: PEM of a TPMKey (draft-bottomley-tpm2-keys) whose parent is the owner hierarchy's
@@ -159,9 +159,6 @@ func Parse(file []byte) (*Key, error) {
 
 // encodeSignature returns Ecdsa-Sig-Value (RFC 3279, 2.2.3).
 func encodeSignature(r, s []byte) ([]byte, error) {
-	if len(r) > coordinate || len(s) > coordinate {
-		return nil, errors.New("a number too long")
-	}
 	var b cryptobyte.Builder
 	b.AddASN1(asn1.SEQUENCE, func(b *cryptobyte.Builder) {
 		b.AddASN1BigInt(new(big.Int).SetBytes(r))

@@ -283,6 +283,50 @@ func TestOtherTPM(t *testing.T) {
 	})
 }
 
+// Codes that this TPM does not give, but others may (part 3 of the specification, at the commands).
+func TestCodes(t *testing.T) {
+	t.Parallel()
+	m := tpmtest.Start(t)
+	k := newTestKey(t, m)
+	const createPrimary, load, sign, getCapability = 0x131, 0x157, 0x15d, 0x17a
+	for _, c := range []struct {
+		at, code uint32
+		kind     error
+		text     string
+	}{
+		{createPrimary, 0x98e, ErrOwner, "wrong owner of the TPM: the owner hierarchy has a password"}, // TPM_RC_AUTH_FAIL
+		{createPrimary, 0x9a2, ErrOwner, "wrong owner of the TPM: the owner hierarchy has a password"}, // TPM_RC_BAD_AUTH
+		{load, 0x1a5, ErrOtherTPM, ""},                    // TPM_RC_BINDING
+		{load, 0x155, ErrOtherTPM, ""},                    // TPM_RC_SENSITIVE
+		{load, 0x1da, ErrOtherTPM, ""},                    // TPM_RC_INSUFFICIENT
+		{load, 0x98e, ErrTPM, ""},                         // TPM_RC_AUTH_FAIL
+		{load, 0x902, ErrTPM, ""},                         // TPM_RC_OBJECT_MEMORY
+		{sign, 0x98e, ErrWrongAuth, ErrWrongAuth.Error()}, // TPM_RC_AUTH_FAIL
+		{sign, 0x9a2, ErrWrongAuth, ErrWrongAuth.Error()}, // TPM_RC_BAD_AUTH
+		{sign, 0x921, ErrLockout, ErrLockout.Error()},     // TPM_RC_LOCKOUT
+		{sign, 0x12f, ErrTPM, ""},                         // TPM_RC_AUTH_UNAVAILABLE
+		{sign, 0x101, ErrTPM, "the TPM failed: signing: TPM_RC_FAILURE: commands not being accepted because of a TPM failure"},
+	} {
+		w := tap(t, m.Path(), func(_ int, command []byte, forward func([]byte) []byte) []byte {
+			switch binary.BigEndian.Uint32(command[6:]) {
+			case c.at:
+				return code(c.code)
+			case getCapability:
+				return code(0x143) // TPM_RC_COMMAND_CODE: it does not tell
+			}
+			return forward(command)
+		})
+		_, err := k.Sign(w.path, pin, make([]byte, 32))
+		want(t, err, c.kind)
+		if c.text != "" && (err == nil || err.Error() != c.text) {
+			t.Errorf("%#x at %#x: %q, want %q", c.code, c.at, err, c.text)
+		}
+		if n := m.Loaded(); n != 0 {
+			t.Errorf("%#x at %#x: %d things are left in the TPM", c.code, c.at, n)
+		}
+	}
+}
+
 func TestChangeAuth(t *testing.T) {
 	t.Parallel()
 	m := tpmtest.Start(t)
