@@ -33,6 +33,8 @@ var imports = map[string][]string{
 	"internal/safetext":              {},
 	"internal/signed":                {},
 	"internal/store":                 {"internal/duration", "internal/policy", "internal/userdefaults", "internal/wake/apns"},
+	"internal/tpm":                   {},
+	"internal/tpm/tpmtest":           {},
 	"internal/transport/dnssd":       {},
 	"internal/unixsock":              {},
 	"internal/userdefaults":          {"internal/cocoa"},
