@@ -201,8 +201,7 @@ func TestBounds(t *testing.T) {
 		if err != nil || len(line) > maxLine || len(line) > 13*maxField+600 {
 			t.Errorf("%.20q: a line of %d bytes, %v", text, len(line), err)
 		}
-		clean := strings.ToValidUTF8(text, "\ufffd")
-		clean = strings.ReplaceAll(text, "\xff", "\ufffd")
+		clean := strings.ReplaceAll(text, "\xff", "\ufffd")
 		written, err := json.Marshal(got.KeyID)
 		if err != nil || !strings.HasPrefix(clean, got.KeyID) || !utf8.ValidString(got.KeyID) || len(got.KeyID) < 160 && got.KeyID != clean || got.KeyID != got.Reason || len(written) == 2 {
 			t.Errorf("%.20q became %d bytes %.20q", text, len(got.KeyID), got.KeyID)
@@ -773,7 +772,7 @@ func TestFailures(t *testing.T) {
 func TestReadOnly(t *testing.T) {
 	t.Parallel()
 	if os.Geteuid() == 0 {
-		t.Skip("root may write anywhere; see TestReadOnlyFileSystem")
+		t.Skip("root may write anywhere; TestFullDisk has a file system that is read-only")
 	}
 	dir := home(t)
 	if err := os.Chmod(dir, 0o500); err != nil {
@@ -782,6 +781,40 @@ func TestReadOnly(t *testing.T) {
 	t.Cleanup(func() { os.Chmod(dir, 0o700) })
 	if err := open0(t, dir).Append(Record{Event: "x"}, false); !errors.Is(err, ErrNotRecorded) || !errors.Is(err, fs.ErrPermission) {
 		t.Error(err)
+	}
+	verified(t, dir)
+}
+
+// A rotation that fails changes nothing but, at most, the name of the file.
+func TestRotationFails(t *testing.T) {
+	t.Parallel()
+	dir := home(t)
+	l := open0(t, dir)
+	l.maxFile = 300
+	appended(t, l, "a")
+	good := l.sys
+	l.sys.sync = func(*os.File) error { return syscall.EIO }
+	if err := l.Append(Record{Event: "x"}, false); !errors.Is(err, ErrNotRecorded) || !errors.Is(err, syscall.EIO) {
+		t.Error(err)
+	}
+	if names := logFiles(t, dir); len(names) != 1 {
+		t.Error(names)
+	}
+	l.sys = good
+	writes := 0
+	l.sys.write = func(f *os.File, b []byte) (int, error) { // the new file has its first line, and no room for more
+		if writes++; writes == 2 {
+			return 0, syscall.ENOSPC
+		}
+		return f.Write(b)
+	}
+	if err := l.Append(Record{Event: "x"}, false); !errors.Is(err, ErrNotRecorded) || !errors.Is(err, syscall.ENOSPC) {
+		t.Error(err)
+	}
+	l.sys, l.maxFile = good, maxFile
+	appended(t, l, "b")
+	if got := reasons(t, dir); !slices.Equal(got, []string{"a", EventRotated, "b"}) {
+		t.Errorf("%q", got)
 	}
 	verified(t, dir)
 }
