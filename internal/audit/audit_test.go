@@ -201,8 +201,7 @@ func TestBounds(t *testing.T) {
 		if err != nil || len(line) > maxLine || len(line) > 13*maxField+600 {
 			t.Errorf("%.20q: a line of %d bytes, %v", text, len(line), err)
 		}
-		clean := strings.ToValidUTF8(text, "\ufffd")
-		clean = strings.ReplaceAll(text, "\xff", "\ufffd")
+		clean := strings.ReplaceAll(text, "\xff", "\ufffd")
 		written, err := json.Marshal(got.KeyID)
 		if err != nil || !strings.HasPrefix(clean, got.KeyID) || !utf8.ValidString(got.KeyID) || len(got.KeyID) < 160 && got.KeyID != clean || got.KeyID != got.Reason || len(written) == 2 {
 			t.Errorf("%.20q became %d bytes %.20q", text, len(got.KeyID), got.KeyID)
@@ -500,9 +499,22 @@ func TestVerifyFinds(t *testing.T) {
 		write(t, dir, names[1], a)
 	})
 	try("a file without its last end", names[1]+":", func(dir string) { b := read(t, dir, names[1]); write(t, dir, names[1], b[:len(b)-1]) })
-	try("recovering from nothing", fileName+":2:", edit(fileName, func(l []string) []string {
-		return append(l[:1], fmt.Sprintf(`{"time":"2026-01-01T00:00:00.000Z","event":"recovered","before":"%s","previous":"%s"}`+"\n", noLine, hash([]byte(strings.TrimSpace(l[0])))))
-	}))
+	// Lines that are chained as they should be, but are not to follow one another.
+	chained := func(event, rest string) func(l []string) []string {
+		return func(l []string) []string {
+			for _, text := range strings.SplitAfter(rest, "\n") {
+				if text == "" {
+					text = fmt.Sprintf(`{"time":"2026-01-01T00:00:00.000Z","event":%q,"previous":%q}`+"\n", event, hash([]byte(strings.TrimSpace(l[len(l)-1]))))
+				}
+				l = append(l, text)
+			}
+			return l
+		}
+	}
+	lines := bytes.Count(read(t, dir, fileName), []byte("\n"))
+	try("recovering from nothing", fmt.Sprintf("%s:%d:", fileName, lines+1), edit(fileName, chained(EventRecovered, "")))
+	try("a part that nothing recovers from", fmt.Sprintf("%s:%d:", fileName, lines+1), edit(fileName, chained("request", "{\"time\n")))
+	try("recovering without Before", fmt.Sprintf("%s:%d:", fileName, lines+2), edit(fileName, chained(EventRecovered, "{\"time\n")))
 	try("a long line", names[0]+":1:", edit(names[0], func(l []string) []string { return slices.Insert(l, 0, strings.Repeat("x", 3*maxLine)+"\n") }))
 
 	// Each bit of each byte but of the last line, in which no later one vouches for a change; the head does.
@@ -604,6 +616,42 @@ func TestDamage(t *testing.T) {
 	}
 }
 
+// More parts in a row than anybody was ever killed at are damage, too.
+func TestManyParts(t *testing.T) {
+	t.Parallel()
+	dir := home(t)
+	appended(t, open0(t, dir), "a")
+	write(t, dir, fileName, append(read(t, dir, fileName), strings.Repeat("{\"time\n", maxParts+6)...))
+	for range 2 {
+		broken := 0
+		_, err := Verify(dir)
+		if b, ok := errors.AsType[*BrokenError](err); !ok || b.Line < 2 {
+			t.Errorf("Verify: %v", err)
+		}
+		for _, err := range Records(dir, time.Time{}) {
+			if err != nil {
+				broken++
+			}
+		}
+		if broken < maxParts {
+			t.Errorf("%d lines are broken", broken)
+		}
+		appended(t, open0(t, dir), "b")
+	}
+}
+
+func TestOldFiles(t *testing.T) {
+	t.Parallel()
+	dir := home(t)
+	for _, name := range []string{"audit-1000000.jsonl", "audit-999999.jsonl", "audit-000002.jsonl", "audit-1.jsonl", "audit-0000003.jsonl", "audit-000000.jsonl",
+		"audit-+00001.jsonl", "audit-00000x.jsonl", "audit-000004.jsonl.old", "audit.jsonl", "xaudit-000005.jsonl", "000006"} {
+		write(t, dir, name, nil)
+	}
+	if got, err := oldFiles(dir); err != nil || !slices.Equal(got, []int{2, 999999, 1000000}) {
+		t.Errorf("%v, %v", got, err)
+	}
+}
+
 // Nobody may take lines away under a running signer: the next one is chained to what it had written.
 func TestShortenedWhileOpen(t *testing.T) {
 	t.Parallel()
@@ -663,6 +711,25 @@ func TestRefused(t *testing.T) {
 	}
 	if _, err := Open(filepath.Join(home(t), "none")); !errors.Is(err, fs.ErrNotExist) {
 		t.Error(err)
+	}
+}
+
+// What an old file ends with is not mended, least of all in the next one.
+func TestOldFileCutOff(t *testing.T) {
+	t.Parallel()
+	dir := home(t)
+	appended(t, open0(t, dir), "a", "b")
+	b := read(t, dir, fileName)
+	for _, gone := range []int{1, 9} {
+		write(t, dir, oldName(1), b[:len(b)-gone])
+		write(t, dir, fileName, nil)
+		appended(t, open0(t, dir), "c")
+		if now := read(t, dir, fileName); !bytes.Contains(now[:60], []byte(`"event":"rotated"`)) || !bytes.Equal(read(t, dir, oldName(1)), b[:len(b)-gone]) {
+			t.Errorf("%s", now)
+		}
+		if _, err := Verify(dir); err == nil || !strings.HasPrefix(err.Error(), oldName(1)+":2: has no end") {
+			t.Error(err)
+		}
 	}
 }
 
@@ -740,8 +807,12 @@ func TestFailures(t *testing.T) {
 		left := read(t, dir, fileName)
 		l.sys.write, l.sys.sync = good.write, good.sync
 		for range 2 {
-			if err := l.Append(Record{Event: "x"}, false); len(left) > len(before) && (!errors.Is(err, ErrNotRecorded) || !errors.Is(err, syscall.EIO) || !errors.Is(err, fail)) {
-				t.Errorf("%s, not taken back: %v", what, err)
+			err := l.Append(Record{Event: "x"}, false)
+			switch {
+			case len(left) == len(before) && err == nil:
+			case len(left) > len(before) && errors.Is(err, ErrNotRecorded) && errors.Is(err, syscall.EIO) && errors.Is(err, fail):
+			default:
+				t.Errorf("%s, %d bytes not taken back: %v", what, len(left)-len(before), err)
 			}
 		}
 		l.sys = good
@@ -773,7 +844,7 @@ func TestFailures(t *testing.T) {
 func TestReadOnly(t *testing.T) {
 	t.Parallel()
 	if os.Geteuid() == 0 {
-		t.Skip("root may write anywhere; see TestReadOnlyFileSystem")
+		t.Skip("root may write anywhere; TestFullDisk has a file system that is read-only")
 	}
 	dir := home(t)
 	if err := os.Chmod(dir, 0o500); err != nil {
@@ -782,6 +853,40 @@ func TestReadOnly(t *testing.T) {
 	t.Cleanup(func() { os.Chmod(dir, 0o700) })
 	if err := open0(t, dir).Append(Record{Event: "x"}, false); !errors.Is(err, ErrNotRecorded) || !errors.Is(err, fs.ErrPermission) {
 		t.Error(err)
+	}
+	verified(t, dir)
+}
+
+// A rotation that fails changes nothing but, at most, the name of the file.
+func TestRotationFails(t *testing.T) {
+	t.Parallel()
+	dir := home(t)
+	l := open0(t, dir)
+	l.maxFile = 300
+	appended(t, l, "a")
+	good := l.sys
+	l.sys.sync = func(*os.File) error { return syscall.EIO }
+	if err := l.Append(Record{Event: "x"}, false); !errors.Is(err, ErrNotRecorded) || !errors.Is(err, syscall.EIO) {
+		t.Error(err)
+	}
+	if names := logFiles(t, dir); len(names) != 1 {
+		t.Error(names)
+	}
+	l.sys = good
+	writes := 0
+	l.sys.write = func(f *os.File, b []byte) (int, error) { // the new file has its first line, and no room for more
+		if writes++; writes == 2 {
+			return 0, syscall.ENOSPC
+		}
+		return f.Write(b)
+	}
+	if err := l.Append(Record{Event: "x"}, false); !errors.Is(err, ErrNotRecorded) || !errors.Is(err, syscall.ENOSPC) {
+		t.Error(err)
+	}
+	l.sys, l.maxFile = good, maxFile
+	appended(t, l, "b")
+	if got := reasons(t, dir); !slices.Equal(got, []string{"a", EventRotated, "b"}) {
+		t.Errorf("%q", got)
 	}
 	verified(t, dir)
 }

@@ -205,7 +205,7 @@ func (l *Log) refreshLocked() error {
 		if l.file != nil && !os.SameFile(l.info, fi) {
 			l.forget()
 		}
-		if l.file != nil && l.tail.link != "" && l.tail.size == fi.Size() {
+		if l.file != nil && l.tail.size == fi.Size() {
 			return nil
 		}
 		if l.file == nil {
@@ -327,8 +327,9 @@ func (l *Log) writeLocked(end, line []byte, durable bool) error {
 			l.forget()
 			return errors.Join(err, terr, serr)
 		}
-		l.undo = &undo{info: fi, size: l.tail.size, original: err}
-		l.tail.link = "" // to be read anew
+		if fi.Size() != l.tail.size {
+			l.undo = &undo{info: fi, size: l.tail.size, original: err}
+		}
 		return errors.Join(err, terr)
 	}
 	return err
