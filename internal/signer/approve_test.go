@@ -191,7 +191,7 @@ func TestTerminalScreen(t *testing.T) {
 	pty.Expect("60 s left")
 	pty.Expect("59 s left")
 	fmt.Fprintln(term, "a line of the log")
-	pty.Expect("\r\x1b[Ka line of the log")
+	pty.Expect("\r\x1b[Ja line of the log")
 	pty.Expect("Approve? [y/N]")
 	pty.Type("y\n")
 	if err := <-done; err != nil {
