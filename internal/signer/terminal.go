@@ -48,7 +48,8 @@ type Terminal struct {
 	resumed atomic.Bool // the process was stopped and goes on
 	done    chan struct{}
 	signals chan os.Signal
-	helpers sync.WaitGroup // watch, and checks of passphrases
+	watcher sync.WaitGroup
+	checks  sync.WaitGroup // of passphrases
 
 	mu       sync.Mutex // the screen and everything below
 	notifier *Notifier  // nil for none
@@ -72,7 +73,7 @@ type ask struct {
 	pages    func(width, height int) []string // of a screen; the question is below the last
 	heading  string                           // in the list, while others are shown
 	name     string                           // of the question when it is answered: "Approve?"
-	question string
+	question string                           // without passphraseEnd
 	expires  func() time.Time
 	// unlock checks a passphrase, which is the answer then, and overwrites it. It is
 	// nil for a yes or no.
@@ -80,9 +81,10 @@ type ask struct {
 	door   bool // nothing else may be shown before it is answered
 	// interrupts says that Ctrl-C is not for the question but interrupts as ever.
 	interrupts bool
-	bell   bool // to be rung once
+	bell       bool // to be rung once
 	// checking says that unlock is under way.
 	checking bool
+	again    string     // why unlock's passphrase is asked for again, in the place of question
 	answer   chan error // has room for the one answer
 }
 
@@ -112,7 +114,7 @@ func OpenTerminal(path string) (*Terminal, error) {
 	}
 	signal.Notify(t.signals, unix.SIGWINCH, unix.SIGCONT)
 	go t.run()
-	t.helpers.Go(t.watch)
+	t.watcher.Go(t.watch)
 	return t, nil
 }
 
@@ -133,7 +135,8 @@ func (t *Terminal) Close() {
 	<-t.done
 	signal.Stop(t.signals)
 	close(t.signals) // nothing is sent after Stop
-	t.helpers.Wait()
+	t.watcher.Wait()
+	t.checks.Wait()
 	t.closeFiles()
 }
 
@@ -158,7 +161,7 @@ func (t *Terminal) watch() {
 func (t *Terminal) Approve(ctx context.Context, p *Prompt) error {
 	a := &ask{ctx: ctx, pages: p.pages, heading: p.Heading(), name: "Approve?", question: "Approve? [y/N] ", expires: p.Expires, bell: true}
 	if p.NeedsPassphrase() {
-		a.question, a.unlock = "Passphrase to approve" + passphraseEnd, p.Unlock
+		a.question, a.unlock = "Passphrase to approve", p.Unlock
 	}
 	return t.ask(a, p.Title())
 }
@@ -173,7 +176,7 @@ func (t *Terminal) AskPassphrase(ctx context.Context, why string, try func(passp
 		}
 		return []string{page(lines)}
 	}
-	a := &ask{ctx: ctx, pages: pages, name: "Unlock?", question: "Passphrase" + passphraseEnd, unlock: try, door: true, bell: true}
+	a := &ask{ctx: ctx, pages: pages, name: "Unlock?", question: "Passphrase", unlock: try, door: true, bell: true}
 	if end, ok := ctx.Deadline(); ok {
 		a.expires = func() time.Time { return end }
 	}

@@ -124,10 +124,10 @@ func (t *Terminal) enterLocked() {
 	default:
 		passphrase := t.typed
 		t.typed = nil
-		a.checking = true
+		a.checking, a.again = true, ""
 		t.drawLocked()
 		// It takes up to a second, and the screen goes on meanwhile.
-		t.helpers.Go(func() {
+		t.checks.Go(func() {
 			err := a.unlock(passphrase)
 			clear(passphrase)
 			t.checked(a, err)
@@ -158,7 +158,7 @@ func (t *Terminal) waitsLocked(a *ask) bool { return slices.Contains(t.asks, a) 
 // againLocked asks for the passphrase again, and says why in the same line: a
 // line more could push the question's text off the screen.
 func (t *Terminal) againLocked(why string) {
-	t.shown.question = why + passphraseEnd
+	t.shown.again = why
 	t.forgetLocked()
 	t.drawLocked()
 }

@@ -107,8 +107,12 @@ func (t *Terminal) drawLocked() {
 	case t.page < len(t.pages)-1:
 		line = fmt.Sprintf("Page %d of %d: Enter for the next, n to refuse ", t.page+1, len(t.pages))
 	case a.checking:
-		line += "checking…"
-	case a.unlock == nil:
+		line += passphraseEnd + "checking…"
+	case a.again != "":
+		line = a.again + passphraseEnd
+	case a.unlock != nil:
+		line += passphraseEnd
+	default:
 		line += string(t.typed)
 	}
 	line = clip(line, t.width-1)
