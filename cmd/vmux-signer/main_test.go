@@ -327,14 +327,26 @@ func TestTerminals(t *testing.T) {
 		serving.Expect("msg=request")
 	}
 
-	// Ctrl-C while a question is shown ends the signer in order.
-	done, _ := run("sign", address, "default")
+	// Ctrl-C is a no to the question that is shown, and ends the signer in order
+	// where none is.
+	done, out := run("sign", address, "default")
 	serving.Expect("Approve? [y/N]")
+	<-time.After(600 * time.Millisecond) // it takes nothing for a moment
 	serving.Type("\x03")
-	if err := <-done; err == nil {
-		t.Error("signed without an answer")
+	serving.Expect("Approve? denied")
+	if <-done; out.String() != "denied: the owner said no\n" {
+		t.Errorf("device: %q", out)
 	}
-	serving.Expect("withdrawn")
+	for interrupts := false; !interrupts; { // the terminal is left as it was found soon after
+		stty := exec.Command("stty", "-a")
+		stty.Stdin = serving.TTY
+		modes, err := stty.Output()
+		if err != nil {
+			t.Fatal(err)
+		}
+		interrupts = strings.Contains(string(modes), "intr = ^C;")
+	}
+	serving.Type("\x03")
 	if err := serve.Wait(); err != nil {
 		t.Errorf("serve: %v", err)
 	}

@@ -11,7 +11,9 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"runtime"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -76,7 +78,7 @@ func serve(c *cli.Context) error {
 	if approve == "" {
 		if !t.Interactive() {
 			return &cli.UsageError{Problem: "standard input is no terminal to ask for approvals on",
-				Hint: "write --approve askpass, or --approve always for tests"}
+				Hint: "write --approve askpass or --approve command:PROGRAM, or --approve always for tests"}
 		}
 		approve = "terminal"
 	}
@@ -119,6 +121,12 @@ func serve(c *cli.Context) error {
 			return err
 		}
 		defer terminal.Close()
+		if !c.Bool("no-notify") {
+			if n := signer.NewNotifier(runtime.GOOS, os.Getenv); n != nil {
+				defer n.Close()
+				terminal.NotifyBy(n)
+			}
+		}
 		if onTerminal(out) {
 			out = terminal // so that log lines and questions do not run into each other
 		}
@@ -145,14 +153,19 @@ func serve(c *cli.Context) error {
 	if c.Bool("nearby") {
 		o.Nearby = func() (net.Listener, error) { return networks.ListenNearby(o.Log) }
 	}
-	switch approve {
-	case "terminal":
+	program, byCommand := strings.CutPrefix(approve, "command:")
+	switch {
+	case byCommand:
+		if o.Approver, err = signer.NewCommand(program, o.Log); err != nil {
+			return err
+		}
+	case approve == "terminal":
 		o.Approver = terminal
-	case "askpass":
+	case approve == "askpass":
 		if o.Approver, err = signer.NewAskpass(os.Getenv); err != nil {
 			return err
 		}
-	case "always":
+	case approve == "always":
 		// It voids what the signer promises, so no flag silences it.
 		t.Alwaysf("warning: --approve always: every request of a paired device is signed without asking anybody")
 		o.Approver = signer.Always{Log: logger(min(level, slog.LevelWarn))}

@@ -120,16 +120,28 @@ func standardFlags(sub bool) []Flag {
 	}
 }
 
-// Choice returns a flag that takes one of values; def is the default and may be empty.
+// Choice returns a flag that takes one of values; def is the default and may be empty. A value "WORD:REST", REST in
+// capitals, stands for that word and colon with something behind them.
 func Choice(name, usage, def string, values ...string) Flag {
 	check := func(_ *Context, v string) error {
-		if slices.Contains(values, v) {
-			return nil
+		for _, value := range values {
+			if prefix := openChoice(value); v == value && prefix == "" || prefix != "" && len(v) > len(prefix) && strings.HasPrefix(v, prefix) {
+				return nil
+			}
 		}
 		return &UsageError{fmt.Sprintf("--%s: %q is none of %s", name, v, strings.Join(values, ", ")),
 			fmt.Sprintf("write --%s %s", name, strings.Join(values, "|"))}
 	}
 	return &choiceFlag{&StringFlag{Name: name, Usage: usage, Value: def, Action: check}, values}
+}
+
+// openChoice returns what a value of a Choice begins with, up to the colon, and "" for one that is taken as it is.
+func openChoice(value string) string {
+	word, _, open := strings.Cut(value, ":")
+	if !open {
+		return ""
+	}
+	return word + ":"
 }
 
 type choiceFlag struct {

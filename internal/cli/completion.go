@@ -85,6 +85,9 @@ func candidates(root *Command, words []string) [][2]string {
 	if pending != nil {
 		if c, ok := pending.(*choiceFlag); ok {
 			for _, v := range c.values {
+				if open := openChoice(v); open != "" {
+					v = open
+				}
 				add(v, "")
 			}
 		}

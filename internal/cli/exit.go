@@ -266,6 +266,7 @@ func advice() []row {
 		is(signer.ErrWindowTime, ExitUsage, "write --timeout 2m"),
 		is(signer.ErrNoTerminal, ExitUsage, "run it in a terminal; to pair without one, use a URL: vmux-pair --url"),
 		is(signer.ErrNoAskpass, ExitUsage, "name one, as in SSH_ASKPASS=/usr/bin/ssh-askpass"),
+		is(signer.ErrNoCommand, ExitUsage, "name one, as in --approve 'command:fprintd-verify -f right-index-finger'"),
 		is(signer.ErrControl, ExitFailed, "look at what the running vmux-signer logs"),
 		as(ExitFailed, func(e *signer.PermissionError) string {
 			if int(e.UID) != os.Geteuid() {

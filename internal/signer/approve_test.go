@@ -6,8 +6,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -191,7 +193,7 @@ func TestTerminalScreen(t *testing.T) {
 	pty.Expect("60 s left")
 	pty.Expect("59 s left")
 	fmt.Fprintln(term, "a line of the log")
-	pty.Expect("\r\x1b[Ka line of the log")
+	pty.Expect("\r\x1b[Ja line of the log")
 	pty.Expect("Approve? [y/N]")
 	pty.Type("y\n")
 	if err := <-done; err != nil {
@@ -350,4 +352,174 @@ func TestAskpassOneAtATime(t *testing.T) {
 		})
 	}
 	all.Wait()
+}
+
+// G04: the dialog asks for the passphrase, again while it is wrong.
+func TestAskpassPassphrase(t *testing.T) {
+	t.Parallel()
+	long := strings.Repeat("x", maxAnswer)
+	for name, c := range map[string]struct {
+		body, right string // of the program; $n is the number of the try
+		want        error
+		tried       []string
+	}{
+		"right":      {`echo right`, "right", nil, []string{"right"}},
+		"no end":     {`printf right`, "right", nil, []string{"right"}},
+		"first line": {`printf 'right\r\nwrong\n'`, "right", nil, []string{"right"}},
+		"not UTF-8":  {`printf '\303 \377\n'`, "\xc3 \xff", nil, []string{"\xc3 \xff"}},
+		"second":     {`test $n = 2 && echo right || echo wrong`, "right", nil, []string{"wrong", "right"}},
+		"given up":   {`test $n = 3 && exit 1; echo wrong`, "right", ErrDenied, []string{"wrong", "wrong"}},
+		"locked":     {`test $n = 3 && echo lock || echo wrong`, "right", ErrLocked, []string{"wrong", "wrong", "lock"}},
+		"cancelled":  {`echo right; exit 1`, "right", ErrDenied, nil},
+		"killed":     {`echo right; kill -9 $$`, "right", ErrDenied, nil},
+		"empty":      {`echo; echo right`, "", ErrDenied, nil},
+		"nothing":    {`:`, "", ErrDenied, nil},
+		"longest":    {`printf ` + long, long, nil, []string{long}},
+		"pipe stays": {`sleep 1000 & echo $! >$0.pid; echo right`, "right", nil, []string{"right"}},
+		"much of it": {`echo right; yes | head -c 300000`, "right", nil, []string{"right"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			dir := t.TempDir()
+			path := script(t, `n=$(($(cat `+dir+`/n 2>/dev/null) + 1)); echo $n >`+dir+`/n
+printf '%s|%s' "${SSH_ASKPASS_PROMPT-none}" "$1" >`+dir+`/asked$n
+`+c.body)
+			a, err := askpass(t, path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for door, text := range map[bool]string{false: testPrompt("work").Text() + "\nPassphrase to approve:", true: "Approvals are locked.\n\nPassphrase:"} {
+				os.Remove(dir + "/n")
+				l := &lock{right: c.right}
+				try := func(b []byte) error {
+					err := l.unlock(b)
+					if err != nil && string(b) == "lock" {
+						return ErrLocked
+					}
+					return err
+				}
+				if door {
+					err = a.AskPassphrase(t.Context(), "Approvals are locked.", try)
+				} else {
+					err = a.Approve(t.Context(), needing("work", try))
+				}
+				if !errors.Is(err, c.want) || !slices.Equal(l.tries(), c.tried) {
+					t.Errorf("%v after %q, want %v after %q", err, l.tries(), c.want, c.tried)
+				}
+				l.overwritten(t)
+				for i := range max(1, len(c.tried)) {
+					want := text
+					if i > 0 {
+						want = "Wrong passphrase.\n\n" + text
+					}
+					if b, err := os.ReadFile(fmt.Sprintf("%s/asked%d", dir, i+1)); err != nil || string(b) != "none|"+want {
+						t.Errorf("%v: %q, want %q", err, b, want)
+					}
+				}
+				if b, err := os.ReadFile(path + ".pid"); err == nil {
+					var pid int
+					fmt.Sscan(string(b), &pid)
+					if err := unix.Kill(pid, unix.SIGKILL); err != nil {
+						t.Error(err)
+					}
+				}
+			}
+		})
+	}
+}
+
+// What is too long is neither cut nor a no.
+func TestAskpassTooLong(t *testing.T) {
+	t.Parallel()
+	a, err := askpass(t, script(t, "yes | tr -d '\\n' | head -c "+fmt.Sprint(maxAnswer+1)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := &lock{right: strings.Repeat("y", maxAnswer)}
+	if err := a.Approve(t.Context(), needing("work", l.unlock)); err == nil || errors.Is(err, ErrDenied) || errors.Is(err, ErrPassphrase) || len(l.tries()) > 0 ||
+		!strings.Contains(err.Error(), "more than 1024 bytes") {
+		t.Errorf("%v after %d tries", err, len(l.tries()))
+	}
+}
+
+// An environment that asks for yes or no is not handed on for a passphrase.
+func TestAskpassEnvironment(t *testing.T) {
+	t.Setenv("SSH_ASKPASS_PROMPT", "confirm")
+	a, err := askpass(t, script(t, `test -z "${SSH_ASKPASS_PROMPT+set}" && echo right`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := a.Approve(t.Context(), needing("work", (&lock{right: "right"}).unlock)); err != nil {
+		t.Error(err)
+	}
+}
+
+// A request that is withdrawn ends its dialog, and one whose passphrase is being
+// checked then is not approved.
+func TestAskpassPassphraseWithdrawn(t *testing.T) {
+	t.Parallel()
+	a, err := askpass(t, script(t, "sleep 1000"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancelCause(t.Context())
+	l := &lock{right: "right"}
+	done := begin(ctx, a, needing("work", l.unlock))
+	cancel(errExpired)
+	if err := <-done; !errors.Is(err, errExpired) || len(l.tries()) > 0 {
+		t.Error(err)
+	}
+	a.program = script(t, "echo right")
+	ctx, cancel = context.WithCancelCause(t.Context())
+	if err := a.Approve(ctx, needing("work", func([]byte) error {
+		cancel(errExpired)
+		return nil
+	})); !errors.Is(err, errExpired) {
+		t.Error(err)
+	}
+}
+
+// T06: no approver takes a yes where the passphrase is needed.
+func TestThreat_T06_NoApprovalWithoutPassphrase(t *testing.T) {
+	t.Parallel()
+	yes, err := askpass(t, script(t, "exit 0"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	wrong, err := askpass(t, script(t, "echo yes"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	pty, term := testTerminal(t, 0)
+	for name, c := range map[string]struct {
+		approver Approver
+		want     error
+		tries    int
+	}{
+		"always":        {Always{slog.New(slog.DiscardHandler)}, ErrLocked, 0},
+		"command":       {command(t, "true"), ErrLocked, 0},
+		"askpass":       {yes, ErrDenied, 0},
+		"askpass wrong": {wrong, ErrLocked, 5},
+		"terminal":      {term, ErrLocked, 5},
+	} {
+		tries := 0
+		done := begin(t.Context(), c.approver, needing("work", func(b []byte) error {
+			if tries++; tries == 5 {
+				return ErrLocked
+			}
+			return ErrPassphrase
+		}))
+		if name == "terminal" {
+			pty.Expect("Passphrase to approve")
+			for range 4 {
+				pty.Type("y\n")
+				pty.Expect("checking…")
+				pty.Expect("wrong passphrase, try again")
+			}
+			pty.Type("y\n")
+		}
+		if err := <-done; !errors.Is(err, c.want) || tries != c.tries {
+			t.Errorf("%s: %v after %d tries, want %v after %d", name, err, tries, c.want, c.tries)
+		}
+	}
 }

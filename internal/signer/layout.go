@@ -165,3 +165,21 @@ func columns(r rune) int {
 	}
 	return 2
 }
+
+// clip leaves the middle of safe text out where it takes more than room columns,
+// so that neither end can be hidden.
+func clip(s string, room int) string {
+	if breadth(s) <= room {
+		return s
+	}
+	r := []rune(s)
+	keep := (room - 1) / 2 // on each side of the mark
+	head, tail := 0, len(r)
+	for used := columns(r[head]); used <= keep; used += columns(r[head]) {
+		head++
+	}
+	for used := columns(r[tail-1]); used <= keep; used += columns(r[tail-1]) {
+		tail--
+	}
+	return string(r[:head]) + "…" + string(r[tail:])
+}

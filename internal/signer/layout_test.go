@@ -316,7 +316,7 @@ func TestTerminalLogLeavesThePrompt(t *testing.T) {
 			below := rows(page(p.layout(80)), 80) + 1 // and the question
 			for _, l := range lines {
 				fmt.Fprintln(term, l)
-				pty.Expect("\r\x1b[K" + l)
+				pty.Expect("\r\x1b[J" + l)
 				// Either the prompt follows, or it is still on the screen.
 				if strings.Contains(pty.Expect("[y/N]"), CertificateTitle) {
 					below = rows(page(p.layout(80)), 80) + 1

@@ -3,13 +3,12 @@
 package signer
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"math"
 	"os"
-	"strings"
+	"os/signal"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -28,44 +27,69 @@ const (
 	// tick is how often the seconds left are drawn, and how often a signer in the
 	// background looks whether it is in the foreground now.
 	tick = time.Second
-	// maxTyped bounds an answer in bytes; "yes" is the longest that counts.
+	// maxTyped bounds a yes or no in bytes; "yes" is the longest that counts.
 	maxTyped = 8
+	// maxAnswer bounds a passphrase in bytes, as OpenSSH's own programs do.
+	maxAnswer = 1024
 	// fdSetSize is the first descriptor that select(2) cannot watch. poll(2) does
 	// not watch terminals on macOS.
 	fdSetSize = 1024
 )
 
 // Terminal asks questions on a terminal, one at a time; the others wait their
-// turn. It takes single keys while a question is shown and leaves the terminal
-// as it found it otherwise.
+// turn in a list. It takes single keys while a question is shown and leaves the
+// terminal as it found it otherwise.
 type Terminal struct {
-	fd    int
-	guard time.Duration // answerGuard but in tests
-	wakeR *os.File
-	wakeW *os.File
-	woken atomic.Bool // a byte is in the pipe
-	done  chan struct{}
+	fd      int
+	guard   time.Duration // answerGuard but in tests
+	wakeR   *os.File
+	wakeW   *os.File
+	woken   atomic.Bool // a byte is in the pipe
+	resumed atomic.Bool // the process was stopped and goes on
+	done    chan struct{}
+	signals chan os.Signal
+	watcher sync.WaitGroup
+	checks  sync.WaitGroup // of passphrases
 
-	mu     sync.Mutex // the screen and everything below
-	asks   []*ask     // the first one is shown
-	shown  bool
-	pages  []string // of the question that is shown
-	page   int      // the one on the screen
-	below  int      // rows of log lines that were written below its first line
-	since  time.Time
-	typed  []byte
-	saved  *unix.Termios // what to restore, nil when the terminal is as found
-	err    error         // set once when no more questions can be asked
-	closed bool
+	mu       sync.Mutex // the screen and everything below
+	notifier *Notifier  // nil for none
+	asks     []*ask     // the first one is shown, or will be
+	shown    *ask       // nil when none is
+	pages    []string   // of the question that is shown
+	width    int        // of the screen that they were made for
+	height   int
+	page     int // the one on the screen
+	below    int // rows of log lines that were written below its first line
+	since    time.Time
+	typed    []byte        // secret when the question takes a passphrase
+	overlong bool          // more was typed than typed takes
+	saved    *unix.Termios // what to restore, nil when the terminal is as found
+	err      error         // set once when no more questions can be asked
+	closed   bool
 }
 
 type ask struct {
 	ctx      context.Context
 	pages    func(width, height int) []string // of a screen; the question is below the last
-	question string
+	heading  string                           // in the list, while others are shown
+	name     string                           // of the question when it is answered: "Approve?"
+	question string                           // without passphraseEnd
 	expires  func() time.Time
+	// unlock checks a passphrase, which is the answer then, and overwrites it. It is
+	// nil for a yes or no.
+	unlock func(passphrase []byte) error
+	door   bool // nothing else may be shown before it is answered
+	// interrupts says that Ctrl-C is not for the question but interrupts as ever.
+	interrupts bool
+	bell       bool // to be rung once
+	// checking says that unlock is under way.
+	checking bool
+	again    string     // why unlock's passphrase is asked for again, in the place of question
 	answer   chan error // has room for the one answer
 }
+
+// passphraseEnd ends a question for a passphrase.
+const passphraseEnd = " (empty denies): "
 
 // OpenTerminal opens the terminal at path, usually /dev/tty. Error:
 // ErrNoTerminal.
@@ -83,23 +107,36 @@ func OpenTerminal(path string) (*Terminal, error) {
 		unix.Close(fd)
 		return nil, err
 	}
-	t := &Terminal{fd: fd, guard: answerGuard, wakeR: r, wakeW: w, done: make(chan struct{})}
+	t := &Terminal{fd: fd, guard: answerGuard, wakeR: r, wakeW: w, done: make(chan struct{}), signals: make(chan os.Signal, 1)}
 	if wake := int(r.Fd()); fd >= fdSetSize || wake >= fdSetSize {
 		t.closeFiles()
 		return nil, fmt.Errorf("%w: too many files are open", ErrNoTerminal)
 	}
+	signal.Notify(t.signals, unix.SIGWINCH, unix.SIGCONT)
 	go t.run()
+	t.watcher.Go(t.watch)
 	return t, nil
 }
 
+// NotifyBy has n tell of questions, too. It is called before the first one.
+func (t *Terminal) NotifyBy(n *Notifier) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.notifier = n
+}
+
 // Close withdraws every question, restores the terminal and waits for its
-// goroutine. No Ask may be under way or follow.
+// goroutines. No Ask may be under way or follow.
 func (t *Terminal) Close() {
 	t.mu.Lock()
 	t.closed = true
 	t.mu.Unlock()
 	t.wake()
 	<-t.done
+	signal.Stop(t.signals)
+	close(t.signals) // nothing is sent after Stop
+	t.watcher.Wait()
+	t.checks.Wait()
 	t.closeFiles()
 }
 
@@ -109,29 +146,82 @@ func (t *Terminal) closeFiles() {
 	t.wakeW.Close()
 }
 
+// watch has the screen drawn anew when it changes size, and when the signer goes
+// on after a stop.
+func (t *Terminal) watch() {
+	for s := range t.signals {
+		if s == unix.SIGCONT {
+			t.resumed.Store(true)
+		}
+		t.wake()
+	}
+}
+
 // Approve implements Approver.
 func (t *Terminal) Approve(ctx context.Context, p *Prompt) error {
-	return t.ask(ctx, p.pages, "Approve?", p.Expires)
+	a := &ask{ctx: ctx, pages: p.pages, heading: p.Heading(), name: "Approve?", question: "Approve? [y/N] ", expires: p.Expires, bell: true}
+	if p.NeedsPassphrase() {
+		a.question, a.unlock = "Passphrase to approve", p.Unlock
+	}
+	return t.ask(a, p.Title())
 }
 
-// Ask shows text, which must be safe, and asks for a yes. It returns nil,
-// ErrDenied, ErrNoTerminal or the cause of ctx.
+// AskPassphrase implements PassphraseAsker. Prompts that wait are not shown
+// before it is answered.
+func (t *Terminal) AskPassphrase(ctx context.Context, why string, try func(passphrase []byte) error) error {
+	pages := func(width, _ int) []string {
+		var lines []line
+		for _, text := range wrap(why, width-1) {
+			lines = append(lines, line{text: bold + text + thin})
+		}
+		return []string{page(lines)}
+	}
+	a := &ask{ctx: ctx, pages: pages, name: "Unlock?", question: "Passphrase", unlock: try, door: true, bell: true}
+	if end, ok := ctx.Deadline(); ok {
+		a.expires = func() time.Time { return end }
+	}
+	return t.ask(a, Title)
+}
+
+// Ask shows text, which must be safe, and asks for a yes; Ctrl-C interrupts as
+// where no question is shown. It returns nil, ErrDenied, ErrNoTerminal or the cause of ctx.
 func (t *Terminal) Ask(ctx context.Context, text, question string, expires time.Time) error {
 	one := func(int, int) []string { return []string{text} }
-	return t.ask(ctx, one, question, func() time.Time { return expires })
+	return t.ask(&ask{ctx: ctx, pages: one, heading: question, name: question, question: question + " [y/N] ",
+		expires: func() time.Time { return expires }, interrupts: true}, "")
 }
 
-func (t *Terminal) ask(ctx context.Context, pages func(width, height int) []string, question string, expires func() time.Time) error {
-	a := &ask{ctx: ctx, pages: pages, question: question, expires: expires, answer: make(chan error, 1)}
+// ask puts a question and waits for its answer. title is a notification's, empty
+// for none.
+func (t *Terminal) ask(a *ask, title string) error {
+	a.answer = make(chan error, 1)
 	t.mu.Lock()
 	if t.err != nil || t.closed {
 		t.mu.Unlock()
 		return ErrNoTerminal
 	}
-	t.asks = append(t.asks, a)
+	doors := slices.IndexFunc(t.asks, func(b *ask) bool { return !b.door })
+	if doors < 0 {
+		doors = len(t.asks)
+	}
+	// Behind a door nothing is told of what waits.
+	tell := title != "" && (doors == 0 || a.door)
+	a.bell = a.bell && len(t.asks) == 0
+	if a.door {
+		t.asks = slices.Insert(t.asks, doors, a)
+	} else {
+		t.asks = append(t.asks, a)
+	}
+	notifier := t.notifier
 	t.mu.Unlock()
+	if body := a.heading; notifier != nil && tell {
+		if a.door {
+			body = aRequest
+		}
+		notifier.Notify(title, body)
+	}
 	t.wake()
-	stop := context.AfterFunc(ctx, t.wake)
+	stop := context.AfterFunc(a.ctx, t.wake)
 	defer stop()
 	return <-a.answer
 }
@@ -141,18 +231,7 @@ func (t *Terminal) ask(ctx context.Context, pages func(width, height int) []stri
 func (t *Terminal) Write(b []byte) (int, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.shown {
-		t.putLocked("\r\x1b[K")
-	}
-	t.putLocked(string(b))
-	if t.shown {
-		width, height := t.size()
-		t.below += rows(string(b), width)
-		if margin+strings.Count(t.pages[t.page], "\n")+t.below > height {
-			t.putPageLocked() // a device that causes log lines must not push a question's text off the screen
-		}
-		t.drawLocked()
-	}
+	t.aboveLocked(string(b))
 	return len(b), t.err
 }
 
@@ -170,14 +249,15 @@ func (t *Terminal) run() {
 	for {
 		t.mu.Lock()
 		done := t.lookLocked()
-		shown, idle := t.shown, len(t.asks) == 0
+		// Reading in the background would stop the whole signer.
+		listen, idle := t.shown != nil && t.foreground(), len(t.asks) == 0
 		t.mu.Unlock()
 		if done {
 			return
 		}
 		var read unix.FdSet
 		read.Set(wake)
-		if shown {
+		if listen {
 			read.Set(t.fd)
 		}
 		timeout := unix.NsecToTimeval(tick.Nanoseconds())
@@ -199,7 +279,7 @@ func (t *Terminal) run() {
 			_, _ = t.wakeR.Read(make([]byte, 1))
 			t.woken.Store(false)
 		}
-		if shown && read.IsSet(t.fd) {
+		if listen && read.IsSet(t.fd) {
 			t.take()
 		}
 	}
@@ -208,23 +288,16 @@ func (t *Terminal) run() {
 // lookLocked withdraws what must be withdrawn, shows what is next, and says
 // whether the terminal is closed.
 func (t *Terminal) lookLocked() (done bool) {
-	for i := 0; i < len(t.asks); {
-		a := t.asks[i]
+	for _, a := range slices.Clone(t.asks) {
 		err := t.err
 		if a.ctx.Err() != nil {
 			err = context.Cause(a.ctx)
 		} else if err == nil && t.closed {
 			err = ErrNoTerminal
 		}
-		if err == nil {
-			i++
-			continue
+		if err != nil {
+			t.finishLocked(a, err)
 		}
-		if i == 0 && t.shown {
-			t.endLocked(withdrawal(err))
-		}
-		t.asks = append(t.asks[:i], t.asks[i+1:]...)
-		a.answer <- err
 	}
 	switch {
 	case t.closed:
@@ -234,15 +307,41 @@ func (t *Terminal) lookLocked() (done bool) {
 		t.restoreLocked()
 	case !t.foreground():
 		// A read or a change of modes would stop the whole signer.
-	case !t.shown:
+	case t.shown != t.asks[0]:
 		t.showLocked()
 	default:
-		if !t.singleKeys() { // it was stopped and continued
-			t.rawLocked()
-		}
-		t.drawLocked()
+		t.refreshLocked()
 	}
 	return false
+}
+
+// finishLocked answers a question and takes it away. The outcome is shown if the
+// question is, and anyway when its answer was typed.
+func (t *Terminal) finishLocked(a *ask, err error) {
+	outcome := a.name + " " + outcomeOf(a, err) + "\n"
+	switch {
+	case a == t.shown:
+		t.putLocked("\r\x1b[J" + outcome)
+		t.leaveLocked()
+	case a.checking:
+		t.aboveLocked(outcome)
+	}
+	t.asks = slices.DeleteFunc(t.asks, func(b *ask) bool { return a == b })
+	a.answer <- err
+}
+
+func outcomeOf(a *ask, err error) string {
+	switch {
+	case a.ctx.Err() != nil, errors.Is(err, ErrNoTerminal):
+		return withdrawal(err)
+	case err == nil && a.door:
+		return "unlocked"
+	case err == nil:
+		return "approved"
+	case errors.Is(err, ErrDenied):
+		return "denied"
+	}
+	return clean(err.Error())
 }
 
 func withdrawal(err error) string {
@@ -257,117 +356,6 @@ func withdrawal(err error) string {
 	return "withdrawn: " + clean(err.Error())
 }
 
-func (t *Terminal) showLocked() {
-	t.rawLocked()
-	t.shown, t.pages = true, t.asks[0].pages(t.size())
-	t.turnLocked(0)
-}
-
-// turnLocked shows a page of the question.
-func (t *Terminal) turnLocked(page int) {
-	t.page, t.since, t.typed = page, time.Now(), nil
-	t.putPageLocked()
-	t.drawLocked()
-}
-
-func (t *Terminal) putPageLocked() {
-	t.putLocked("\n" + t.pages[t.page])
-	t.below = 0
-}
-
-// drawLocked draws the line of the question. It stays below the terminal's
-// width, since a line that wraps cannot be drawn again.
-func (t *Terminal) drawLocked() {
-	a := t.asks[0]
-	width, _ := t.size()
-	left := max(0, int(math.Ceil(time.Until(a.expires()).Seconds())))
-	state := fmt.Sprintf("%d s left", left)
-	if n := len(t.asks) - 1; n > 0 {
-		state += fmt.Sprintf(", %d more waiting", n)
-	}
-	// The cursor goes back to where the answer is typed.
-	line := fmt.Sprintf("%s [y/N] %s", a.question, t.typed)
-	if t.page < len(t.pages)-1 {
-		line = fmt.Sprintf("Page %d of %d: Enter for the next, n to refuse ", t.page+1, len(t.pages))
-	}
-	gap := 3
-	if len([]rune(line))+gap+len(state) < width {
-		t.putLocked(fmt.Sprintf("\r\x1b[K%s%*s%s\x1b[%dD", line, gap, "", state, gap+len(state)))
-	} else {
-		t.putLocked("\r\x1b[K" + line)
-	}
-}
-
-// endLocked closes the question that is shown with what became of it.
-func (t *Terminal) endLocked(outcome string) {
-	t.putLocked(fmt.Sprintf("\r\x1b[K%s %s\n", t.asks[0].question, outcome))
-	t.shown = false
-}
-
-// take reads what was typed.
-func (t *Terminal) take() {
-	b := make([]byte, 64)
-	n, err := unix.Read(t.fd, b)
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	switch {
-	case err == unix.EINTR || err == unix.EAGAIN:
-		return
-	case err != nil || n == 0:
-		t.failLocked(err)
-		return
-	case !t.shown || time.Since(t.since) < t.guard:
-		return
-	}
-	for _, c := range b[:n] {
-		if t.page < len(t.pages)-1 { // nobody approves what was not shown yet
-			switch c {
-			case '\r', '\n', ' ':
-				t.turnLocked(t.page + 1)
-				return // what follows was not typed for the next page
-			case 'n', 'N', 4:
-				t.answerLocked()
-				return
-			}
-			continue
-		}
-		switch {
-		case c == '\r' || c == '\n':
-			t.answerLocked()
-			return // what follows was not typed for the next question
-		case c == 4: // Ctrl-D
-			t.typed = nil
-			t.answerLocked()
-			return
-		case c == 0x7f || c == 8:
-			if len(t.typed) > 0 {
-				t.typed = t.typed[:len(t.typed)-1]
-			}
-		case c == 21: // Ctrl-U
-			t.typed = nil
-		case c >= ' ' && c < 0x7f && len(t.typed) < maxTyped:
-			t.typed = append(t.typed, c)
-		}
-	}
-	t.drawLocked()
-}
-
-func (t *Terminal) answerLocked() {
-	a := t.asks[0]
-	err := a.ctx.Err() // the withdrawal may be under way
-	outcome := "approved"
-	switch answer := strings.ToLower(string(bytes.TrimSpace(t.typed))); {
-	case err != nil:
-		err = context.Cause(a.ctx)
-		outcome = withdrawal(err)
-	case answer != "y" && answer != "yes":
-		err, outcome = ErrDenied, "denied"
-	}
-	t.endLocked(outcome)
-	t.asks = t.asks[1:]
-	a.answer <- err
-}
-
 // failLocked ends every question, now and later.
 func (t *Terminal) failLocked(err error) {
 	t.err = ErrNoTerminal
@@ -376,8 +364,8 @@ func (t *Terminal) failLocked(err error) {
 	}
 }
 
-// rawLocked has the terminal give single keys without echo; Ctrl-C still
-// interrupts. What was typed before is dropped.
+// rawLocked has the terminal give single keys without echo, mostly with Ctrl-C
+// among them; Ctrl-Z still stops. What was typed before is dropped.
 func (t *Terminal) rawLocked() {
 	now, err := unix.IoctlGetTermios(t.fd, ioctlGetTermios)
 	if err != nil {
@@ -390,6 +378,10 @@ func (t *Terminal) rawLocked() {
 	}
 	now.Lflag &^= unix.ICANON | unix.ECHO
 	now.Cc[unix.VMIN], now.Cc[unix.VTIME] = 1, 0
+	now.Cc[unix.VINTR] = noKey
+	if t.shown.interrupts {
+		now.Cc[unix.VINTR] = t.saved.Cc[unix.VINTR]
+	}
 	if err := unix.IoctlSetTermios(t.fd, ioctlSetTermiosFlush, now); err != nil {
 		t.failLocked(err)
 	}
@@ -402,9 +394,16 @@ func (t *Terminal) restoreLocked() {
 	}
 }
 
+// singleKeys says whether the terminal is as rawLocked has made it. A shell that
+// stops the signer takes that back.
 func (t *Terminal) singleKeys() bool {
 	now, err := unix.IoctlGetTermios(t.fd, ioctlGetTermios)
-	return err != nil || now.Lflag&unix.ICANON == 0
+	return err != nil || now.Lflag&(unix.ICANON|unix.ECHO) == 0 && (t.shown.interrupts || now.Cc[unix.VINTR] == noKey)
+}
+
+// interrupts says whether a key interrupts where no question is shown.
+func (t *Terminal) interrupts(key byte) bool {
+	return key == ctrlC || t.saved != nil && t.saved.Cc[unix.VINTR] != noKey && key == t.saved.Cc[unix.VINTR]
 }
 
 // foreground says whether reading would stop us, where the terminal is ours to

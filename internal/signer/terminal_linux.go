@@ -5,6 +5,8 @@ package signer
 import "golang.org/x/sys/unix"
 
 const (
+	// noKey in the place of a key disables it (_POSIX_VDISABLE).
+	noKey                = 0
 	ioctlGetTermios      = unix.TCGETS
 	ioctlSetTermiosFlush = unix.TCSETSF
 )

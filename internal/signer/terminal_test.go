@@ -1,0 +1,706 @@
+// SPDX-License-Identifier: BSD-3-Clause
+
+package signer
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"vmux.app/toolkit/internal/ptytest"
+)
+
+const passphraseQuestion = "Passphrase to approve (empty denies): "
+
+// lock is a key's passphrase.
+type lock struct {
+	mu    sync.Mutex
+	right string
+	tried []string
+	bufs  [][]byte // as they were given
+}
+
+func (l *lock) unlock(passphrase []byte) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.tried = append(l.tried, string(passphrase))
+	l.bufs = append(l.bufs, passphrase)
+	if string(passphrase) != l.right {
+		return ErrPassphrase
+	}
+	return nil
+}
+
+func (l *lock) tries() []string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.Clone(l.tried)
+}
+
+// overwritten fails if one of the passphrases is still in memory.
+func (l *lock) overwritten(t testing.TB) {
+	t.Helper()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for i, b := range l.bufs {
+		if bytes.ContainsFunc(b[:cap(b)], func(r rune) bool { return r != 0 }) {
+			t.Errorf("the passphrase is still there: %q", l.tried[i])
+		}
+	}
+}
+
+// ask80 is a terminal of 80 by 24.
+func ask80(t *testing.T, guard time.Duration) (*ptytest.Terminal, *Terminal) {
+	t.Helper()
+	pty, term := testTerminal(t, guard)
+	resize(t, pty, screenWidth, screenHeight)
+	return pty, term
+}
+
+func resize(t testing.TB, pty *ptytest.Terminal, width, height uint16) {
+	t.Helper()
+	if err := unix.IoctlSetWinsize(int(pty.TTY.Fd()), unix.TIOCSWINSZ, &unix.Winsize{Row: height, Col: width}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func begin(ctx context.Context, a Approver, p *Prompt) <-chan error {
+	c := make(chan error, 1)
+	go func() { c <- a.Approve(ctx, p) }()
+	return c
+}
+
+func beginDoor(ctx context.Context, a PassphraseAsker, try func([]byte) error) <-chan error {
+	c := make(chan error, 1)
+	go func() { c <- a.AskPassphrase(ctx, "Approvals are locked.", try) }()
+	return c
+}
+
+func needing(key string, unlock func([]byte) error) *Prompt {
+	p := testPrompt(key)
+	p.unlock = unlock
+	return p
+}
+
+func unanswered(t testing.TB, done <-chan error, why string) {
+	t.Helper()
+	select {
+	case err := <-done:
+		t.Fatalf("%s: answered: %v", why, err)
+	default:
+	}
+}
+
+// resultOf waits for the result of a check.
+func resultOf(t testing.TB, result <-chan error) error {
+	select {
+	case err := <-result:
+		return err
+	case <-t.Context().Done():
+		return t.Context().Err()
+	}
+}
+
+func TestTerminalPassphrase(t *testing.T) {
+	t.Parallel()
+	long := strings.Repeat("x", maxAnswer)
+	for name, c := range map[string]struct {
+		typed, right string
+		want         error
+		tried        int
+		shown        string
+	}{
+		"right":             {"geheim\n", "geheim", nil, 1, "Approve? approved"},
+		"blanks count":      {" y \r", " y ", nil, 1, "Approve? approved"},
+		"yes is one":        {"y\n", "y", nil, 1, "Approve? approved"},
+		"a rune back":       {"aä漢\x7f\x7fb\x08c\n", "ac", nil, 1, "Approve? approved"},
+		"back too far":      {"a\x7f\x7f\x7fb\n", "b", nil, 1, "Approve? approved"},
+		"no UTF-8":          {"\xff\x80\xc3\x7f\n", "\xff\x80", nil, 1, "Approve? approved"},
+		"cleared":           {"no\x15yes\n", "yes", nil, 1, "Approve? approved"},
+		"longest":           {long + "\n", long, nil, 1, "Approve? approved"},
+		"too long, cleared": {long + "x\x15short\n", "short", nil, 1, "Approve? approved"},
+		"empty":             {"\n", "", ErrDenied, 0, "Approve? denied"},
+		"emptied":           {"ab\x15\n", "", ErrDenied, 0, "Approve? denied"},
+		"Ctrl-C":            {"right\x03", "right", ErrDenied, 0, "Approve? denied"},
+		"Ctrl-D":            {"right\x04", "right", ErrDenied, 0, "Approve? denied"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			pty, term := ask80(t, 0)
+			l := &lock{right: c.right}
+			done := begin(t.Context(), term, needing("work", l.unlock))
+			pty.Expect(passphraseQuestion)
+			pty.Type(c.typed)
+			if err := <-done; !errors.Is(err, c.want) {
+				t.Errorf("%v, want %v", err, c.want)
+			}
+			shown := pty.Expect(c.shown)
+			if len(l.tries()) != c.tried {
+				t.Errorf("tried %q", l.tries())
+			}
+			for _, secret := range []string{"geheim", "xxx", "right", "ac"} {
+				if strings.Contains(shown, secret) {
+					t.Errorf("%q is shown: %q", secret, shown)
+				}
+			}
+			untilIdle(t, term)
+			l.overwritten(t)
+		})
+	}
+}
+
+// A passphrase that is too long is not cut and tried.
+func TestTerminalPassphraseTooLong(t *testing.T) {
+	t.Parallel()
+	pty, term := ask80(t, 0)
+	l := &lock{right: "right"}
+	done := begin(t.Context(), term, needing("work", l.unlock))
+	pty.Expect(passphraseQuestion)
+	pty.Type(strings.Repeat("x", maxAnswer+1) + "\n")
+	pty.Expect("too long, try again (empty denies): ")
+	pty.Type("right\n")
+	if err := <-done; err != nil || len(l.tries()) != 1 {
+		t.Errorf("%v after %d tries", err, len(l.tries()))
+	}
+}
+
+// A wrong passphrase is asked for again, behind the guard; another end ends the
+// question.
+func TestTerminalWrongPassphrase(t *testing.T) {
+	t.Parallel()
+	pty, term := ask80(t, answerGuard)
+	s := newScreen(t)
+	l := &lock{right: "right"}
+	ended := errors.New("the key is\x1b[2J damaged")
+	p := needing("work", func(b []byte) error {
+		if string(b) == "end" {
+			return ended
+		}
+		return l.unlock(b)
+	})
+	// A prompt that fills the screen: nothing of it goes when there are many tries.
+	p.Claimed.Processes = nil
+	for i := range 30 {
+		p.Claimed.Processes = append(p.Claimed.Processes, Process{i, "/usr/bin/" + strings.Repeat("p", 20)})
+	}
+	done := begin(t.Context(), term, p)
+	s.feed(pty.Expect(passphraseQuestion))
+	s.feed(pty.Expect(fmt.Sprintf("\x1b[%dC", len(passphraseQuestion))))
+	for range 6 {
+		pastGuard()
+		pty.Type("wrong\n")
+		s.feed(pty.Expect("checking…"))
+		s.feed(pty.Expect("wrong passphrase, try again (empty denies): "))
+		s.feed(pty.Expect("\r\x1b[44C"))
+		pty.Type("right\n") // at once
+	}
+	pastGuard()
+	unanswered(t, done, "typed ahead")
+	if slices.Contains(l.tries(), "right") || len(l.tries()) != 6 {
+		t.Errorf("tried %q", l.tries())
+	}
+	s.wants(Title, "From laptop", headVerified, headClaimed, "wrong passphrase, try again")
+	pty.Type("end\n")
+	if err := <-done; !errors.Is(err, ended) {
+		t.Error(err)
+	}
+	pty.Expect(`Approve? the key is\x1b[2J damaged`)
+	l.overwritten(t)
+}
+
+// While a passphrase is checked the screen goes on, and the request can be
+// withdrawn or denied.
+func TestTerminalChecking(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		end  func(pty *ptytest.Terminal, cancel context.CancelCauseFunc)
+		want error
+		says string
+	}{
+		"withdrawn": {func(_ *ptytest.Terminal, cancel context.CancelCauseFunc) { cancel(errUnpaired) }, errUnpaired, "Approve? withdrawn: the device was forgotten"},
+		"expired":   {func(_ *ptytest.Terminal, cancel context.CancelCauseFunc) { cancel(errExpired) }, errExpired, "Approve? too late"},
+		"Ctrl-C":    {func(pty *ptytest.Terminal, _ context.CancelCauseFunc) { pty.Type("\x03") }, ErrDenied, "Approve? denied"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			pty, term := ask80(t, 0)
+			ctx, cancel := context.WithCancelCause(t.Context())
+			defer cancel(nil)
+			given, result := make(chan []byte), make(chan error)
+			done := begin(ctx, term, needing("work", func(b []byte) error {
+				given <- b
+				return resultOf(t, result)
+			}))
+			pty.Expect(passphraseQuestion)
+			pty.Type("right\n")
+			buf := <-given
+			pty.Expect(passphraseQuestion + "checking…   ")
+			if state := pty.Expect(" left"); !strings.HasPrefix(state, "60 s") {
+				t.Errorf("%q", state)
+			}
+			pty.Expect(passphraseQuestion + "checking…   59 s left")
+			fmt.Fprintln(term, "a line of the log")
+			pty.Expect("a line of the log")
+			pty.Expect("checking…")
+			pty.Type("\t\n\ny\n\x15\x04") // nothing of this counts now
+			next := begin(t.Context(), term, testPrompt("next"))
+			pty.Expect("1 more waiting")
+			unanswered(t, done, "while it is checked")
+			c.end(pty, cancel)
+			if err := <-done; !errors.Is(err, c.want) {
+				t.Errorf("%v, want %v", err, c.want)
+			}
+			pty.Expect(c.says)
+			pty.Expect("next, SHA256")
+			pty.Expect("Approve? [y/N]")
+			result <- nil // too late
+			term.checks.Wait()
+			if strings.Trim(string(buf), "\x00") != "" {
+				t.Errorf("the passphrase is still there: %q", buf)
+			}
+			unanswered(t, next, "by the passphrase for the one before")
+			pty.Type("n\n")
+			if err := <-next; err != ErrDenied {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// G04, T06: nothing is shown before the passphrase is given, not even what waits
+// already, and a yes that was typed for a prompt is not the passphrase.
+func TestThreat_G04_NothingBeforeThePassphrase(t *testing.T) {
+	t.Parallel()
+	pty, term := ask80(t, answerGuard)
+	s := newScreen(t)
+	first := begin(t.Context(), term, testPrompt("first"))
+	s.feed(pty.Expect("Approve? [y/N]"))
+	second := begin(t.Context(), term, testPrompt("second"))
+	s.feed(pty.Expect("1 more waiting"))
+	pastGuard()
+	pty.Type("ye")
+	s.feed(pty.Expect("Approve? [y/N] ye"))
+	l := &lock{right: "right"}
+	door := beginDoor(t.Context(), term, l.unlock)
+	text := s.feed(pty.Expect("Approvals are locked."))
+	if !strings.Contains(text, "Approve? waits") {
+		t.Errorf("%q", text)
+	}
+	s.feed(pty.Expect("Passphrase (empty denies): "))
+	pty.Type("s\n")
+	third := begin(t.Context(), term, testPrompt("third"))
+	if hidden := pty.Expect("waiting: 3"); strings.Contains(hidden, "laptop") {
+		t.Errorf("%q", hidden)
+	}
+	pastGuard()
+	for i, done := range []<-chan error{first, second, third, door} {
+		unanswered(t, done, fmt.Sprint(i))
+	}
+	pty.Type("\t\n") // Tab shows nothing; an empty one would deny
+	if err := <-door; !errors.Is(err, ErrDenied) || len(l.tries()) > 0 {
+		t.Errorf("%v, tried %q", err, l.tries())
+	}
+	if hidden := pty.Expect("Unlock? denied"); strings.Contains(hidden, "laptop") {
+		t.Errorf("%q", hidden)
+	}
+	// Two doors: the second one is asked next, before all prompts.
+	door = beginDoor(t.Context(), term, l.unlock)
+	pty.Expect("Passphrase (empty denies): ")
+	pastGuard()
+	pty.Type("wrong\n")
+	pty.Expect("checking…")
+	pty.Expect("wrong passphrase, try again (empty denies): ")
+	pastGuard()
+	other := beginDoor(t.Context(), term, l.unlock)
+	pty.Expect("waiting: 4")
+	pty.Type("right\n")
+	if err := <-door; err != nil {
+		t.Error(err)
+	}
+	if hidden := pty.Expect("Unlock? unlocked"); strings.Contains(hidden, "laptop") {
+		t.Errorf("%q", hidden)
+	}
+	if hidden := pty.Expect("Passphrase (empty denies): "); strings.Contains(hidden, "laptop") {
+		t.Errorf("%q", hidden)
+	}
+	pastGuard()
+	pty.Type("right\n")
+	if err := <-other; err != nil {
+		t.Error(err)
+	}
+	for _, c := range []struct {
+		key  string
+		done <-chan error
+	}{{"first", first}, {"second", second}, {"third", third}} {
+		pty.Expect(c.key + ", SHA256")
+		pty.Expect("Approve? [y/N]   ")
+		pty.Type("y\n")
+		pastGuard()
+		unanswered(t, c.done, "typed ahead for "+c.key)
+		pty.Type("y\n")
+		if err := <-c.done; err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// A door goes with its context.
+func TestTerminalDoorWithdrawn(t *testing.T) {
+	t.Parallel()
+	pty, term := ask80(t, 0)
+	ctx, cancel := context.WithTimeoutCause(t.Context(), time.Hour, errExpired)
+	defer cancel()
+	ctx, withdraw := context.WithCancelCause(ctx)
+	l := &lock{right: "right"}
+	door := beginDoor(ctx, term, l.unlock)
+	pty.Expect("Passphrase (empty denies):    3600 s left")
+	withdraw(errUnpaired)
+	if err := <-door; !errors.Is(err, errUnpaired) {
+		t.Error(err)
+	}
+	pty.Expect("Unlock? withdrawn: the device was forgotten")
+}
+
+// drawn gives the screen once the question was drawn whole.
+func drawn(pty *ptytest.Terminal, s *screen, state, question string) {
+	s.feed(pty.Expect(state))
+	s.feed(pty.Expect(fmt.Sprintf("\r\x1b[%dC", len(question))))
+}
+
+// What waits is listed below the question, as far as there is room, and Tab goes
+// on to the next; nobody approves what was not shown.
+func TestTerminalList(t *testing.T) {
+	t.Parallel()
+	const question = "Approve? [y/N] "
+	pty, term := ask80(t, 0)
+	s := newScreen(t)
+	answers := make([]<-chan error, 3)
+	for i := range answers {
+		p := testPrompt(fmt.Sprintf("key%d", i))
+		p.Verified.Device = fmt.Sprintf("laptop-%d", i)
+		p.extend(time.Now().Add(Freshness + time.Duration(i)*10*time.Second))
+		if i == 2 {
+			p.Verified.Device = strings.Repeat("漢", 30)
+		}
+		answers[i] = begin(t.Context(), term, p)
+		if i == 0 {
+			drawn(pty, s, " s left", question)
+		} else {
+			drawn(pty, s, fmt.Sprintf("%d more waiting (Tab)", i), question)
+		}
+	}
+	s.wants("", Title, "From laptop-0 →", headVerified, headClaimed, question, "   70 s  From laptop-1 → build.example.org (claimed)", "   80 s  From 漢漢")
+	if strings.Contains(s.String(), "laptop-2") {
+		t.Errorf("%s", s)
+	}
+	// The seconds count down, in the list, too.
+	drawn(pty, s, "59 s left", question)
+	s.wants(question, "   69 s  From laptop-1")
+	pty.Type("ye\ts\n") // what was typed for the first is not for the second
+	s.feed(pty.Expect("From laptop-1"))
+	drawn(pty, s, "2 more waiting (Tab)", question)
+	s.wants(Title, "From laptop-1", question, "   79 s  From 漢漢", "   59 s  From laptop-0")
+	for i, a := range answers {
+		unanswered(t, a, fmt.Sprint(i))
+	}
+	pty.Type("y\n")
+	if err := <-answers[1]; err != nil {
+		t.Error(err)
+	}
+	s.feed(pty.Expect("Approve? approved"))
+	drawn(pty, s, "1 more waiting (Tab)", question)
+	pty.Type("\t")
+	s.feed(pty.Expect("From laptop-0"))
+	drawn(pty, s, "1 more waiting (Tab)", question)
+	pty.Type("n\n")
+	if err := <-answers[0]; err != ErrDenied {
+		t.Error(err)
+	}
+	drawn(pty, s, " s left", question)
+	pty.Type("\ty\n") // there is no other one
+	if err := <-answers[2]; err != nil {
+		t.Error(err)
+	}
+	if s.bells != 1 {
+		t.Errorf("%d bells", s.bells)
+	}
+}
+
+// However many wait, and whatever the log says, the whole prompt stays on the
+// screen.
+func TestThreat_N02_ListLeavesThePrompt(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		prompt func(t *testing.T) *Prompt
+		more   int // of 12, that are not listed at last
+	}{
+		"short": {func(*testing.T) *Prompt {
+			p := testPrompt("shown")
+			p.Claimed = Claimed{}
+			return p
+		}, 0},
+		"login":       {func(*testing.T) *Prompt { return testPrompt("shown") }, 4},
+		"certificate": {func(t *testing.T) *Prompt { return certificateFixture(t, nil) }, 10},
+		"two pages":   {twoPages, 12},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			pty, term := ask80(t, 0)
+			s := newScreen(t)
+			p := c.prompt(t)
+			begin(t.Context(), term, p)
+			s.feed(pty.Expect(" s left"))
+			for i := range 12 {
+				begin(t.Context(), term, testPrompt(fmt.Sprintf("other%d", i)))
+				s.feed(pty.Expect(fmt.Sprintf("%d more waiting", i+1)))
+				s.feed(pty.Expect("C"))
+				s.whole(term)
+			}
+			if c.more > 0 && c.more < 12 {
+				s.wants(fmt.Sprintf("  and %d more", c.more))
+			} else if strings.Contains(s.String(), "  and ") {
+				t.Errorf("%s", s)
+			}
+			if n := strings.Count(s.String(), " s  From "); n != 12-c.more {
+				t.Errorf("%d are listed:\n%s", n, s)
+			}
+			for range 30 {
+				fmt.Fprintln(term, "a line of the log")
+				s.feed(pty.Expect("a line of the log"))
+				s.feed(pty.Expect("12 more waiting"))
+				s.feed(pty.Expect("C"))
+				s.whole(term)
+			}
+		})
+	}
+}
+
+// whole fails unless each line of the page is on the screen, and the question.
+func (s *screen) whole(term *Terminal) {
+	s.t.Helper()
+	term.mu.Lock()
+	lines := strings.Split(strings.TrimSuffix(unstyled(term.pages[term.page]), "\n"), "\n")
+	last := term.page == len(term.pages)-1
+	term.mu.Unlock()
+	for i, l := range lines {
+		lines[i] = strings.TrimRight(l, " ")
+	}
+	if !last {
+		lines = append(lines, "Page 1 of 2: ")
+	} else {
+		lines = append(lines, "Approve? [y/N] ")
+	}
+	s.wants(lines...)
+}
+
+// Tab shows a page that was not read again, from the beginning, and its guard.
+func TestTerminalTabGuard(t *testing.T) {
+	t.Parallel()
+	pty, term := ask80(t, answerGuard)
+	long := begin(t.Context(), term, twoPages(t))
+	pty.Expect("Page 1 of 2")
+	other := begin(t.Context(), term, testPrompt("other"))
+	pty.Expect("1 more waiting")
+	pastGuard()
+	pty.Type("\n")
+	pty.Expect("Approve? [y/N]")
+	pastGuard()
+	pty.Type("\t")
+	pty.Expect("other, SHA256")
+	pty.Expect("Approve? [y/N]")
+	pty.Type("y\n")
+	pastGuard()
+	unanswered(t, other, "at once after Tab")
+	pty.Type("\t")
+	pty.Expect("Page 1 of 2")
+	pty.Type("\n")
+	pastGuard()
+	pty.Type("y\n")
+	pty.Expect("Approve? [y/N]")
+	unanswered(t, long, "on its second page")
+	pastGuard()
+	pty.Type("\x03")
+	if err := <-long; err != ErrDenied {
+		t.Error(err)
+	}
+	pty.Expect("other, SHA256")
+	pty.Expect("Approve? [y/N]")
+	pty.Type("\x03") // too early
+	pastGuard()
+	unanswered(t, other, "by the Ctrl-C before")
+	pty.Type("\x03")
+	if err := <-other; err != ErrDenied {
+		t.Error(err)
+	}
+}
+
+// A screen of another size gets the question anew, from its first page if there
+// are several.
+func TestTerminalResized(t *testing.T) {
+	t.Parallel()
+	pty, term := ask80(t, 0)
+	done := begin(t.Context(), term, testPrompt("work"))
+	pty.Expect("Approve? [y/N]")
+	pty.Type("y")
+	pty.Expect("Approve? [y/N] y")
+	resize(t, pty, 100, 30)
+	pty.Expect(Title)
+	pty.Expect("Approve? [y/N] y") // the same page: the answer stays
+	resize(t, pty, 80, 12)
+	pty.Expect(Title)
+	pty.Expect("Page 1 of 2: ")
+	pty.Type("\n")
+	pty.Expect("page 2 of 2")
+	pty.Expect("Approve? [y/N]")
+	pty.Type("y")
+	pty.Expect("Approve? [y/N] y")
+	resize(t, pty, 80, 8)
+	pty.Expect("Page 1 of 3: ")
+	pty.Type("y\n")
+	pty.Expect("Page 2 of 3: ")
+	unanswered(t, done, "by what was typed on another page")
+	resize(t, pty, 80, 24)
+	pty.Expect("Approve? [y/N]   ")
+	pty.Type("y\n")
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
+
+// A shell that stopped the signer has changed the terminal; the question is shown
+// anew then.
+func TestTerminalContinued(t *testing.T) {
+	t.Parallel()
+	pty, term := ask80(t, 0)
+	fd := int(pty.TTY.Fd())
+	cooked, err := unix.IoctlGetTermios(fd, ioctlGetTermios)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := &lock{right: "right"}
+	done := begin(t.Context(), term, needing("work", l.unlock))
+	pty.Expect(passphraseQuestion)
+	pty.Type("no")
+	for name, change := range map[string]func(*unix.Termios){
+		"all":       func(*unix.Termios) {},
+		"echo":      func(m *unix.Termios) { m.Lflag &^= unix.ICANON; m.Cc[unix.VINTR] = noKey },
+		"interrupt": func(m *unix.Termios) { m.Lflag &^= unix.ICANON | unix.ECHO },
+	} {
+		modes := *cooked
+		change(&modes)
+		if err := unix.IoctlSetTermios(fd, ioctlSetTermiosFlush, &modes); err != nil {
+			t.Fatal(err)
+		}
+		pty.Expect(Title)
+		pty.Expect(passphraseQuestion)
+		now, err := unix.IoctlGetTermios(fd, ioctlGetTermios)
+		if err != nil || now.Lflag&(unix.ICANON|unix.ECHO) != 0 || now.Lflag&unix.ISIG == 0 || now.Cc[unix.VINTR] != noKey {
+			t.Errorf("%s: %v %+v", name, err, now)
+		}
+	}
+	pty.Type("\x15right\n")
+	if err := <-done; err != nil || len(l.tries()) != 1 {
+		t.Errorf("%v, tried %q", err, l.tries())
+	}
+	// The question of another command leaves Ctrl-C alone, also right after one that
+	// does not.
+	untilIdle(t, term)
+	first := begin(t.Context(), term, testPrompt("work"))
+	pty.Expect("Approve? [y/N]")
+	asked := make(chan error, 1)
+	go func() { asked <- term.Ask(t.Context(), "text\n", "Accept?", time.Now().Add(time.Minute)) }()
+	pty.Expect("1 more waiting")
+	pty.Type("n\n")
+	<-first
+	pty.Expect("Accept? [y/N]")
+	if now, err := unix.IoctlGetTermios(fd, ioctlGetTermios); err != nil || now.Cc[unix.VINTR] != cooked.Cc[unix.VINTR] {
+		t.Errorf("%v: %+v", err, now)
+	}
+	pty.Type("y\n")
+	if err := <-asked; err != nil {
+		t.Error(err)
+	}
+}
+
+// The bell is for who does not look.
+func TestTerminalBell(t *testing.T) {
+	t.Parallel()
+	pty, term := ask80(t, 0)
+	for range 2 {
+		first := begin(t.Context(), term, testPrompt("one"))
+		if text := pty.Expect("Approve? [y/N]"); strings.Count(text, "\a") != 1 {
+			t.Errorf("%q", text)
+		}
+		second := begin(t.Context(), term, testPrompt("two"))
+		pty.Expect("1 more waiting")
+		pty.Type("\t")
+		pty.Expect("two, SHA256")
+		pty.Type("\x03")
+		<-second
+		pty.Expect("one, SHA256")
+		pty.Expect("[y/N]")
+		pty.Type("\x03")
+		<-first
+		if text := pty.Expect("Approve? denied"); strings.Contains(text, "\a") {
+			t.Errorf("%q", text)
+		}
+		untilIdle(t, term)
+	}
+	door := beginDoor(t.Context(), term, (&lock{}).unlock)
+	if text := pty.Expect("Passphrase"); strings.Count(text, "\a") != 1 {
+		t.Errorf("%q", text)
+	}
+	pty.Type("\x03")
+	if err := <-door; err != ErrDenied {
+		t.Error(err)
+	}
+}
+
+// A terminal that is gone ends every question, and one under check.
+func TestTerminalGone(t *testing.T) {
+	t.Parallel()
+	pty, term := ask80(t, 0)
+	given, result := make(chan []byte), make(chan error)
+	first := begin(t.Context(), term, needing("work", func(b []byte) error {
+		given <- b
+		return resultOf(t, result)
+	}))
+	pty.Expect(passphraseQuestion)
+	second := begin(t.Context(), term, testPrompt("two"))
+	pty.Type("right\n")
+	<-given
+	pty.HangUp()
+	for _, done := range []<-chan error{first, second} {
+		if err := <-done; !errors.Is(err, ErrNoTerminal) {
+			t.Error(err)
+		}
+	}
+	result <- nil
+	if err := term.Approve(t.Context(), testPrompt("three")); !errors.Is(err, ErrNoTerminal) {
+		t.Error(err)
+	}
+}
+
+func TestClip(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		in   string
+		room int
+		want string
+	}{
+		{"", 5, ""}, {"abcde", 5, "abcde"}, {"abcdef", 5, "ab…ef"}, {"abcdefg", 6, "ab…fg"},
+		{"漢字漢字", 8, "漢字漢字"}, {"漢字漢字", 7, "漢…字"}, {"漢字漢字x", 8, "漢…字x"},
+	} {
+		if got := clip(c.in, c.room); got != c.want || breadth(got) > c.room {
+			t.Errorf("clip(%q, %d) = %q, want %q", c.in, c.room, got, c.want)
+		}
+	}
+}
