@@ -74,7 +74,7 @@ var (
 	// temporary is the name of a file that is being written (package renameio,
 	// os.CreateTemp): a dot, the name that it will have, a random number.
 	temporary = regexp.MustCompile(`^\.(.*?)[0-9]+$`)
-	aside     = regexp.MustCompile(`^(.*)\.damaged-[0-9]+$`) // see setAside
+	aside     = regexp.MustCompile(`^(.*)\.damaged-[0-9]+$`)             // see setAside
 	auditFile = regexp.MustCompile(`^audit([.-].*)?\.(jsonl|lock|new)$`) // package audit
 )
 
