@@ -16,6 +16,7 @@ import (
 
 	"vmux.app/toolkit/internal/cli"
 	"vmux.app/toolkit/internal/keyfile"
+	"vmux.app/toolkit/internal/krl"
 	"vmux.app/toolkit/internal/safetext"
 	"vmux.app/toolkit/internal/signer"
 	"vmux.app/toolkit/internal/store"
@@ -98,6 +99,8 @@ The names are those that devices have given.`,
 				},
 			},
 			auditCommand(),
+			revokeCommand,
+			eraseCommand,
 			{
 				Name: "key", Usage: "manage the keys",
 				Subcommands: []*cli.Command{
@@ -112,7 +115,7 @@ The names are those that devices have given.`,
 					{Name: "list", Usage: "list the keys", Action: keyList},
 					{Name: "disable", Usage: "neither offer nor use a key", ArgsUsage: "LABEL", Action: keyEnable(false)},
 					{Name: "enable", Usage: "offer and use a key again", ArgsUsage: "LABEL", Action: keyEnable(true)},
-					{Name: "remove", Usage: "destroy a key", ArgsUsage: "LABEL", Action: keyRemove},
+					{Name: "remove", Usage: "destroy a key and print what revokes it", ArgsUsage: "LABEL", Action: keyRemove},
 				},
 			},
 		},
@@ -338,9 +341,14 @@ func keyRemove(c *cli.Context) error {
 		return err
 	}
 	cli.From(c).Notef("the key %s is gone for good", label)
-	if cli.From(c).JSON() {
-		cli.From(c).Result(map[string]any{"removed": o}, nil)
-	}
+	cli.From(c).Result(map[string]any{"removed": o}, func(w io.Writer) {
+		keys, _ := h.PublicKeys() // it is there, unless RemoveKey has warned
+		for _, k := range keys {
+			if k.Removed && line(k.Public, k.Label) == o.PublicKey {
+				fmt.Fprint(w, krl.Text(entries([]signer.PublicKey{k})))
+			}
+		}
+	})
 	return changed(c, h)
 }
 

@@ -242,6 +242,8 @@ func advice() []row {
 		is(signer.ErrHomeExists, ExitFailed, "use it, or name another one: VMUX_SIGNER_HOME=DIR vmux-signer init"),
 		is(signer.ErrDirNotEmpty, ExitFailed, "name a directory that is empty or does not exist: VMUX_SIGNER_HOME=DIR vmux-signer init"),
 		is(signer.ErrHomeBusy, ExitFailed, "look for a stopped vmux-signer (ps -u $USER | grep vmux), end it and try again"),
+		is(signer.ErrErasing, ExitFailed, "finish it: vmux-signer erase"),
+		is(signer.ErrManyRemoved, ExitFailed, "keep what vmux-signer revoke prints somewhere else, then remove that file"),
 		is(signer.ErrServing, ExitFailed, "use the one that runs, or end it first"),
 		is(signer.ErrStateVersion, ExitFailed, "update vmux-signer"),
 		is(signer.ErrNotRunning, ExitFailed, "start it in another terminal: vmux-signer serve"),

@@ -116,6 +116,13 @@ func (t *TUI) Result(v any, text func(w io.Writer)) {
 	}
 }
 
+// Printed gives the first failure to print a result, for a command that must not go on after one.
+func (t *TUI) Printed() error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.outErr
+}
+
 // Notef prints a line for people.
 func (t *TUI) Notef(format string, a ...any) {
 	if !t.quiet {

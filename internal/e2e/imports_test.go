@@ -22,6 +22,7 @@ var imports = map[string][]string{
 	"internal/envelope":              {},
 	"internal/fingerprint":           {},
 	"internal/keyfile":               {},
+	"internal/krl":                   {"internal/safetext"},
 	"internal/knownhosts":            {"internal/fingerprint", "internal/pattern"},
 	"internal/netnstest":             {},
 	"internal/networks":              {"internal/transport", "internal/transport/dnssd", "internal/transport/lan", "internal/transport/mpc"},

@@ -143,7 +143,7 @@ func Init(dir, name string, passphrase []byte) (*Home, error) {
 }
 
 // CanInit says whether a home can be made, as far as it is known before. Errors:
-// ErrName, ErrHomeExists, ErrDirNotEmpty.
+// ErrName, ErrHomeExists, ErrErasing, ErrDirNotEmpty.
 func CanInit(dir, name string) error {
 	if err := CheckName(name); err != nil {
 		return err
@@ -154,6 +154,8 @@ func CanInit(dir, name string) error {
 		return nil
 	case err != nil:
 		return err
+	case isErasing(dir):
+		return fmt.Errorf("%w: %s", ErrErasing, dir)
 	case isHome(dir):
 		return fmt.Errorf("%w: %s", ErrHomeExists, dir)
 	case len(entries) > 0:
@@ -163,7 +165,8 @@ func CanInit(dir, name string) error {
 }
 
 // Open opens an existing home. What its user must hear, such as a damaged file
-// that was set aside, goes to warn. Errors: ErrNotHome, *PermissionError.
+// that was set aside, goes to warn. Errors: ErrNotHome, ErrErasing,
+// *PermissionError.
 func Open(dir string, warn func(string)) (*Home, error) {
 	dir, err := filepath.Abs(dir)
 	if err != nil {
@@ -171,6 +174,9 @@ func Open(dir string, warn func(string)) (*Home, error) {
 	}
 	if _, err := os.Stat(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
+	}
+	if isErasing(dir) {
+		return nil, fmt.Errorf("%w: %s", ErrErasing, dir)
 	}
 	if !isHome(dir) {
 		return nil, fmt.Errorf("%w: %s", ErrNotHome, dir)
@@ -212,8 +218,23 @@ func (h *Home) authority() (*keyfile.File, error) { return readKey(h.path(caName
 // lock takes the lock under which files change.
 func (h *Home) lock() (release func(), err error) { return h.lockWhile(context.Background()) }
 
-// lockWhile is lock for who may not have as long as lockWait. Error: ErrHomeBusy.
+// lockWhile is lock for who may not have as long as lockWait. Errors: ErrHomeBusy,
+// ErrNotHome when the home was erased meanwhile.
 func (h *Home) lockWhile(ctx context.Context) (release func(), err error) {
+	release, err = h.lockFile(ctx)
+	return h.unlessErased(release, err)
+}
+
+// unlessErased gives a lock up that is that of no home any more.
+func (h *Home) unlessErased(release func(), err error) (func(), error) {
+	if err == nil && (!isHome(h.dir) || isErasing(h.dir)) {
+		release()
+		return nil, fmt.Errorf("%w: %s", ErrNotHome, h.dir)
+	}
+	return release, err
+}
+
+func (h *Home) lockFile(ctx context.Context) (release func(), err error) {
 	ctx, cancel := context.WithTimeout(ctx, lockWait)
 	defer cancel()
 	for {
@@ -229,9 +250,14 @@ func (h *Home) lockWhile(ctx context.Context) (release func(), err error) {
 	}
 }
 
-// lockServing takes the lock of the one process that serves the home. Error:
-// ErrServing.
+// lockServing takes the lock of the one process that serves the home. Errors:
+// ErrServing, ErrNotHome when the home was erased meanwhile.
 func (h *Home) lockServing() (release func(), err error) {
+	release, err = h.lockServingFile()
+	return h.unlessErased(release, err)
+}
+
+func (h *Home) lockServingFile() (release func(), err error) {
 	release, err = tryLock(h.path(serveLockName))
 	if errors.Is(err, unix.EWOULDBLOCK) {
 		return nil, fmt.Errorf("%w: %s", ErrServing, h.dir)

@@ -221,7 +221,8 @@ func (h *Home) EnableKey(label string, enabled bool) error {
 	return err
 }
 
-// RemoveKey destroys an identity. Error: ErrNoKey.
+// RemoveKey destroys an identity. Its public half is remembered, see PublicKeys.
+// Errors: ErrNoKey, ErrManyRemoved.
 func (h *Home) RemoveKey(label string) error {
 	release, err := h.lock()
 	if err != nil {
@@ -231,6 +232,9 @@ func (h *Home) RemoveKey(label string) error {
 	// The state comes first: killed in between, the file is a disabled key.
 	_, err = h.updateLocked(func(s *State) error {
 		if err := h.haveKey(label); err != nil {
+			return err
+		}
+		if err := h.rememberRemovedLocked(label); err != nil {
 			return err
 		}
 		delete(s.Keys, label)
@@ -292,6 +296,11 @@ func readKey(path string) (*keyfile.File, error) {
 	if err := checkPrivate(path, 0o600); err != nil {
 		return nil, err
 	}
+	return readKeyFile(path)
+}
+
+// readKeyFile reads one that others may be able to read. Error: keyfile.ErrDamaged.
+func readKeyFile(path string) (*keyfile.File, error) {
 	// A pipe of that name would keep the open waiting.
 	if fi, err := os.Stat(path); err != nil || !fi.Mode().IsRegular() {
 		return nil, errors.Join(fmt.Errorf("%w: %s is not a file", keyfile.ErrDamaged, path), err)
