@@ -143,6 +143,9 @@ func Parse(text []byte) (*File, error) {
 	return f, nil
 }
 
+// Same says whether two files have the same content.
+func (f *File) Same(other *File) bool { return bytes.Equal(f.text, other.text) }
+
 // Open gives the private key. Errors: ErrPassphrase, ErrDamaged.
 func (f *File) Open(passphrase []byte) (*Key, error) {
 	private, err := f.open(passphrase)
