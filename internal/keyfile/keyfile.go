@@ -8,6 +8,7 @@ package keyfile
 import (
 	"bytes"
 	"crypto"
+	"crypto/aes"
 	"crypto/ecdsa"
 	"crypto/ed25519"
 	"crypto/elliptic"
@@ -27,8 +28,9 @@ const (
 	// takes a tenth of it.
 	MaxSize = 16 << 10
 	// maxRounds bounds the work that a file can ask for before its passphrase is
-	// known to be wrong, a minute or so. ssh-keygen writes 16 or 24.
-	maxRounds = 4096
+	// known to be wrong, some ten seconds. ssh-keygen writes 16 or 24, and
+	// golang.org/x/crypto/ssh opens nothing beyond.
+	maxRounds = 2048
 	// MaxPassphrase bounds a passphrase in bytes.
 	MaxPassphrase = 1024
 )
@@ -38,6 +40,7 @@ var (
 	ErrDamaged    = errors.New("not a private key that can be used here")
 	ErrPassphrase = errors.New("wrong passphrase")
 	ErrType       = errors.New("the key type is neither ecdsa nor ed25519")
+	ErrTooLong    = fmt.Errorf("a passphrase has at most %d bytes", MaxPassphrase)
 )
 
 // Type is a kind of key.
@@ -77,7 +80,7 @@ func (k *Key) Wipe() {
 }
 
 // New makes a key and gives its file, encrypted unless the passphrase is empty.
-// Error: ErrType.
+// Errors: ErrType, ErrTooLong.
 func New(t Type, comment string, passphrase []byte) (text []byte, err error) {
 	var private crypto.Signer
 	switch t {
@@ -97,9 +100,12 @@ func New(t Type, comment string, passphrase []byte) (text []byte, err error) {
 func marshal(private crypto.PrivateKey, comment string, passphrase []byte) ([]byte, error) {
 	var block *pem.Block
 	var err error
-	if len(passphrase) == 0 {
+	switch {
+	case len(passphrase) > MaxPassphrase: // nobody could open it
+		return nil, ErrTooLong
+	case len(passphrase) == 0:
 		block, err = ssh.MarshalPrivateKey(private, comment)
-	} else {
+	default:
 		block, err = ssh.MarshalPrivateKeyWithPassphrase(private, comment, passphrase)
 	}
 	if err != nil {
@@ -136,6 +142,9 @@ func Parse(text []byte) (*File, error) {
 	}
 	return f, nil
 }
+
+// Same says whether two files have the same content.
+func (f *File) Same(other *File) bool { return bytes.Equal(f.text, other.text) }
 
 // Open gives the private key. Errors: ErrPassphrase, ErrDamaged.
 func (f *File) Open(passphrase []byte) (*Key, error) {
@@ -176,21 +185,25 @@ func (f *File) open(passphrase []byte) (crypto.Signer, error) {
 	case *ecdsa.PrivateKey:
 		return k, nil
 	case *ed25519.PrivateKey:
+		// Nobody has looked yet whether the public half that it carries is its own:
+		// signatures made with another one give the key away.
+		if !bytes.Equal(*k, ed25519.NewKeyFromSeed(k.Seed())) {
+			return nil, fmt.Errorf("%w: its halves do not belong together", ErrDamaged)
+		}
 		return *k, nil
 	}
 	return nil, fmt.Errorf("%w: it holds a %T", ErrDamaged, raw)
 }
 
 // Reprotect gives the same key under another passphrase, none when that is empty.
-// The comment is set anew. Errors: those of Open.
+// The comment is set anew. Errors: those of Open, ErrTooLong.
 func (f *File) Reprotect(old []byte, comment string, passphrase []byte) (text []byte, err error) {
-	private, err := f.open(old)
+	k, err := f.Open(old)
 	if err != nil {
 		return nil, err
 	}
-	k := Key{private: private}
 	defer k.Wipe()
-	return marshal(private, comment, passphrase)
+	return marshal(k.private, comment, passphrase)
 }
 
 // header is what a file of PROTOCOL.key says in the clear.
@@ -204,7 +217,8 @@ type header struct {
 func parseHeader(text []byte) (header, error) {
 	const magic = "openssh-key-v1\x00"
 	block, rest := pem.Decode(text)
-	if block == nil || block.Type != "OPENSSH PRIVATE KEY" || len(block.Headers) > 0 {
+	// What stands before it would be lost, with what the owner meant by it.
+	if block == nil || !bytes.HasPrefix(text, []byte("-----BEGIN ")) || block.Type != "OPENSSH PRIVATE KEY" || len(block.Headers) > 0 {
 		return header{}, errors.New("no OpenSSH private key")
 	}
 	if len(bytes.TrimSpace(rest)) > 0 {
@@ -233,6 +247,10 @@ func parseHeader(text []byte) (header, error) {
 		return header{}, errors.New("it has a passphrase and no cipher")
 	case h.KDF != "bcrypt":
 		return header{}, fmt.Errorf("its passphrase goes through %.20q, not bcrypt", h.KDF)
+	case h.Cipher != "aes256-ctr" && h.Cipher != "aes256-cbc":
+		return header{}, fmt.Errorf("it is encrypted with %.40q, not aes256-ctr", h.Cipher)
+	case len(h.Private) == 0 || len(h.Private)%aes.BlockSize != 0:
+		return header{}, errors.New("its encrypted part is cut off")
 	}
 	rounds, err := roundsOf([]byte(h.Options))
 	if err != nil {
@@ -248,8 +266,8 @@ func parseHeader(text []byte) (header, error) {
 func roundsOf(options []byte) (uint32, error) {
 	r := bytes.NewReader(options)
 	var n uint32
-	if err := binary.Read(r, binary.BigEndian, &n); err != nil || int64(n) > int64(r.Len()) {
-		return 0, errors.New("its options of bcrypt are cut off")
+	if err := binary.Read(r, binary.BigEndian, &n); err != nil || n == 0 || int64(n) > int64(r.Len()) {
+		return 0, errors.New("its options of bcrypt are cut off or have no salt")
 	}
 	if _, err := r.Seek(int64(n), io.SeekCurrent); err != nil {
 		return 0, err

@@ -20,6 +20,7 @@ import (
 
 	"github.com/go-json-experiment/json"
 
+	"vmux.app/toolkit/internal/envelope"
 	"vmux.app/toolkit/internal/pairing"
 	"vmux.app/toolkit/internal/unixsock"
 )
@@ -31,7 +32,7 @@ import (
 //	  {"event":"done"}
 //	{"command":"status"}
 //	  {"event":"done","status":{…}}
-//	{"command":"lock"}                            shut App Lock, forget the passphrase
+//	{"command":"lock"}                            withdraw prompts, wait for the passphrase
 //	  {"event":"done"}
 //	{"command":"unlock","passphrase":"…"}         base64; end the locks
 //	  {"event":"done"}
@@ -64,8 +65,12 @@ type controlEvent struct {
 }
 
 const (
-	// maxControlLine bounds one line in bytes; a pairing URL takes a tenth.
+	// maxControlLine bounds the line of a command in bytes; a pairing URL takes a
+	// tenth, a passphrase a third.
 	maxControlLine = 4096
+	// maxControlAnswer bounds the line of an answer in bytes: a status names each
+	// paired device twice, and each name may have to be escaped.
+	maxControlAnswer = 4*MaxDevices*envelope.MaxName + maxControlLine
 	// maxControls is how many commands are served at once.
 	maxControls = 16
 	// controlTime bounds the wait for a command's first line and for each write.
@@ -228,8 +233,8 @@ func (c *controlConn) receive(v any) error {
 	return json.Unmarshal(line, v, json.RejectUnknownMembers(true))
 }
 
-func newControlConn(c net.Conn) *controlConn {
-	return &controlConn{c, bufio.NewReaderSize(c, maxControlLine)}
+func newControlConn(c net.Conn, most int) *controlConn {
+	return &controlConn{c, bufio.NewReaderSize(c, most)}
 }
 
 func (c *controlConn) fail(err error) {
@@ -252,7 +257,7 @@ func (s *server) control(ctx context.Context, raw *net.UnixConn) {
 	// The end of the signer ends a command that waits.
 	stop := context.AfterFunc(ctx, func() { raw.SetReadDeadline(time.Unix(1, 0)) })
 	defer stop()
-	c := newControlConn(raw)
+	c := newControlConn(raw, maxControlLine)
 	if err := raw.SetReadDeadline(time.Now().Add(controlTime)); err != nil || ctx.Err() != nil {
 		return
 	}
@@ -280,7 +285,10 @@ func (s *server) control(ctx context.Context, raw *net.UnixConn) {
 	case "status":
 		_ = c.send(controlEvent{Event: "done", Status: s.status()}) // as above
 	case "lock":
-		s.lock()
+		if err := s.lock(); err != nil {
+			c.fail(err)
+			return
+		}
 		_ = c.send(controlEvent{Event: "done"}) // as above
 	case "unlock":
 		s.controlUnlock(ctx, c, cmd.Passphrase)
@@ -311,7 +319,7 @@ func (s *server) controlUnlock(ctx context.Context, c *controlConn, passphrase [
 	_ = c.send(controlEvent{Event: "done"}) // the command has gone if this fails
 }
 
-var errCommandGone = errors.New("the pair command has ended")
+var errCommandGone = errors.New("the command has ended")
 
 func (s *server) controlPair(ctx context.Context, c *controlConn, cmd controlCommand) {
 	var url *pairing.URL
@@ -410,7 +418,7 @@ func (h *Home) dialControl(ctx context.Context) (*controlConn, error) {
 		c.Close()
 		return nil, fmt.Errorf("%w: %s: %w", ErrNotRunning, path, err)
 	}
-	return newControlConn(c), nil
+	return newControlConn(c, maxControlAnswer), nil
 }
 
 // next gives the next event that is not an error.
@@ -456,8 +464,9 @@ func (h *Home) Status(ctx context.Context) (Status, error) {
 	return *e.Status, nil
 }
 
-// Lock has the process that serves the home withdraw its prompts, shut App Lock
-// and forget the passphrase. Error: ErrNotRunning.
+// Lock has the process that serves the home withdraw its prompts, forget the
+// passphrase, and show and sign nothing before it is given again. Errors:
+// ErrNotRunning, ErrNotProtected.
 func (h *Home) Lock(ctx context.Context) error {
 	_, err := h.tell(ctx, controlCommand{Command: "lock"})
 	return err

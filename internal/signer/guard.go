@@ -22,7 +22,8 @@ const (
 	// wrong one doubles it, up to maxFailureWait.
 	failureWait    = time.Second
 	maxFailureWait = 15 * time.Minute
-	// appLockIdle is how long App Lock stays open after a prompt.
+	// appLockIdle is how long App Lock stays open after the passphrase, and after each
+	// approval while it is open.
 	appLockIdle = time.Minute
 )
 
@@ -35,63 +36,103 @@ type guard struct {
 	asker    PassphraseAsker // the approver, nil when it does not ask for passphrases
 	appLock  bool
 
-	tries sync.Mutex    // one passphrase at a time
+	tries chan struct{} // holds a token while no passphrase is being tried
 	door  chan struct{} // holds a token while nobody asks for the passphrase alone
 
-	mu   sync.Mutex
-	held []byte    // the passphrase, nil for none
-	used time.Time // when App Lock was last seen open, zero when it is shut
+	mu        sync.Mutex
+	held      []byte    // the passphrase, nil for none
+	used      time.Time // when App Lock was opened or an approval kept it open, zero when it is shut
+	closed    bool      // by the owner, until the passphrase is given
+	noes      int       // how often the owner did not give the passphrase when it was asked for alone
+	uncounted int       // failures that are not on disk yet, since nothing can be written
 }
 
 func newGuard(a Approver, appLock bool, passphrase []byte) *guard {
-	g := &guard{approver: a, appLock: appLock, door: make(chan struct{}, 1)}
+	g := &guard{approver: a, appLock: appLock, tries: make(chan struct{}, 1), door: make(chan struct{}, 1)}
 	g.asker, _ = a.(PassphraseAsker)
 	if g.asker == nil {
 		g.held = bytes.Clone(passphrase)
 	}
+	g.tries <- struct{}{}
 	g.door <- struct{}{}
 	return g
 }
 
 // shut says why no prompt is shown now, empty when one may be.
 func (s *server) shut() string {
-	st := &s.current().state
+	now := s.current()
 	switch {
-	case st.Locked():
-		return fmt.Sprintf("Approvals are locked: %d times in a row somebody was not recognized.", st.Failures)
-	case s.guard.appLock && !s.guard.opened(s.now()):
+	case now.locked():
+		return fmt.Sprintf("Approvals are locked: %d times in a row somebody was not recognized.", now.failures())
+	case s.guard.isClosed():
+		return "A request waits, and vmux-signer was locked."
+	case s.guard.appLock && !s.guard.isOpen(s.now()):
 		return "A request waits, and App Lock is on."
 	}
 	return ""
-}
-
-// opened says whether App Lock is open, and keeps it open.
-func (g *guard) opened(now time.Time) bool {
-	open := g.isOpen(now)
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if open {
-		g.used = now
-	} else {
-		g.used = time.Time{}
-	}
-	return open
 }
 
 // isOpen says whether App Lock is open.
 func (g *guard) isOpen(now time.Time) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	return g.isOpenLocked(now)
+}
+
+func (g *guard) isOpenLocked(now time.Time) bool {
 	// By the clock on the wall too: the other one stands still while the computer
 	// sleeps.
 	idle := max(now.Sub(g.used), now.Round(0).Sub(g.used.Round(0)))
 	return !g.used.IsZero() && idle <= appLockIdle && !now.Round(0).Before(g.used.Round(0))
 }
 
+// approved keeps App Lock open. Nothing else does: a device alone could ask, and
+// ask again.
+func (g *guard) approved(now time.Time) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.isOpenLocked(now) {
+		g.used = now
+	}
+}
+
+func (g *guard) isClosed() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.closed
+}
+
 func (g *guard) passphrase() []byte {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	return bytes.Clone(g.held)
+}
+
+// holds says whether the passphrase is there for an approver that does not ask
+// for it.
+func (g *guard) holds() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return len(g.held) > 0
+}
+
+// forget overwrites the passphrase and shuts App Lock.
+func (g *guard) forget() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.forgetLocked()
+}
+
+func (g *guard) forgetLocked() {
+	g.used = time.Time{}
+	clear(g.held)
+	g.held = nil
+}
+
+func (g *guard) refused() int {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.noes
 }
 
 // approve asks the owner, and opens the prompt's key.
@@ -131,7 +172,9 @@ func (s *server) approve(ctx context.Context, p *Prompt) (*keyfile.Key, error) {
 		}
 	}
 	err := g.approver.Approve(ctx, p)
-	g.opened(s.now())
+	if err == nil {
+		g.approved(s.now())
+	}
 	if !protected && err == nil {
 		return s.openKey(p.file, nil)
 	}
@@ -148,14 +191,13 @@ func (s *server) approve(ctx context.Context, p *Prompt) (*keyfile.Key, error) {
 
 // approveHeld asks an approver that does not ask for passphrases.
 func (s *server) approveHeld(ctx context.Context, p *Prompt) (*keyfile.Key, error) {
-	if len(s.guard.passphrase()) == 0 {
+	if !s.guard.holds() {
 		return nil, ErrLocked
 	}
-	err := s.guard.approver.Approve(ctx, p)
-	s.guard.opened(s.now())
-	if err != nil {
+	if err := s.guard.approver.Approve(ctx, p); err != nil {
 		return nil, err
 	}
+	s.guard.approved(s.now())
 	passphrase := s.guard.passphrase()
 	defer clear(passphrase)
 	if len(passphrase) == 0 { // it was locked meanwhile
@@ -181,7 +223,7 @@ func (s *server) counted(ctx context.Context, p *Prompt) (*keyfile.Key, error) {
 	k, err := s.approve(ctx, p)
 	switch {
 	case errors.Is(err, ErrNotRecognized):
-		st, failed := s.fail()
+		st, failed := s.notRecognized()
 		if failed != nil {
 			return nil, failed
 		}
@@ -189,7 +231,7 @@ func (s *server) counted(ctx context.Context, p *Prompt) (*keyfile.Key, error) {
 			err = fmt.Errorf("%w: %w", ErrLocked, err)
 		}
 	case err == nil:
-		if err = s.unfail(); err != nil {
+		if err = s.recognized(); err != nil {
 			k.Wipe()
 			k = nil
 		}
@@ -201,6 +243,7 @@ func (s *server) counted(ctx context.Context, p *Prompt) (*keyfile.Key, error) {
 // not, the passphrase is asked for, once for all who wait.
 func (s *server) enter(ctx context.Context) error {
 	g := s.guard
+	noes := g.refused()
 	if s.shut() == "" {
 		return nil
 	}
@@ -214,6 +257,9 @@ func (s *server) enter(ctx context.Context) error {
 	if why == "" {
 		return nil
 	}
+	if g.refused() != noes { // a no is for all who have waited
+		return ErrDenied
+	}
 	protected, err := s.home.Protected()
 	if err != nil {
 		return err
@@ -222,6 +268,11 @@ func (s *server) enter(ctx context.Context) error {
 		return ErrLocked
 	}
 	err = g.asker.AskPassphrase(ctx, why, func(passphrase []byte) error { return s.unlock(ctx, passphrase) })
+	if errors.Is(err, ErrDenied) {
+		g.mu.Lock()
+		g.noes++
+		g.mu.Unlock()
+	}
 	if err != nil {
 		return err
 	}
@@ -237,8 +288,17 @@ func (s *server) enter(ctx context.Context) error {
 // cause of ctx.
 func (s *server) unlock(ctx context.Context, passphrase []byte) error {
 	defer clear(passphrase)
-	s.guard.tries.Lock()
-	defer s.guard.tries.Unlock()
+	// Without one, no passphrase is right and none should be counted as wrong.
+	if protected, err := s.home.Protected(); err != nil {
+		return err
+	} else if !protected {
+		return ErrNotProtected
+	}
+	release, err := s.guard.try(ctx)
+	if err != nil {
+		return err
+	}
+	defer release()
 	if err := s.wait(ctx); err != nil {
 		return err
 	}
@@ -248,7 +308,7 @@ func (s *server) unlock(ctx context.Context, passphrase []byte) error {
 	g := s.guard
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.used = s.now()
+	g.used, g.closed = s.now(), false
 	if g.asker == nil {
 		clear(g.held)
 		g.held = bytes.Clone(passphrase)
@@ -258,34 +318,56 @@ func (s *server) unlock(ctx context.Context, passphrase []byte) error {
 	return nil
 }
 
-// lock shuts App Lock and forgets the passphrase. Prompts that are shown are
-// withdrawn.
-func (s *server) lock() {
+// try takes the turn to try a passphrase. Error: the cause of ctx.
+func (g *guard) try(ctx context.Context) (release func(), err error) {
+	select {
+	case <-g.tries:
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+	release = func() { g.tries <- struct{}{} } // it was taken, so there is room
+	if ctx.Err() != nil {
+		release()
+		return nil, context.Cause(ctx)
+	}
+	return release, nil
+}
+
+// lock has the passphrase given before anything is shown or signed, and forgets it.
+// Prompts that are shown are withdrawn. Error: ErrNotProtected.
+func (s *server) lock() error {
+	protected, err := s.home.Protected()
+	if err != nil {
+		return err
+	}
+	if !protected { // nothing would end it
+		return ErrNotProtected
+	}
 	g := s.guard
 	g.mu.Lock()
-	g.used = time.Time{}
-	clear(g.held)
-	g.held = nil
+	g.forgetLocked()
+	g.closed = true
 	g.mu.Unlock()
 	s.prompts.withdraw(func(promptKey) bool { return true }, ErrLocked)
 	s.home.recordDone(audit.Record{Event: recordLock, Outcome: "locked"})
 	s.log.Info("locked")
+	return nil
 }
 
 // tryPassphrase has open try a passphrase for a prompt, which it overwrites, and counts.
-// Errors: ErrPassphrase, ErrLocked, those of open.
+// Errors: ErrPassphrase, ErrLocked, those of open, the cause of ctx.
 func (s *server) tryPassphrase(ctx context.Context, passphrase []byte, open func() error) error {
 	defer clear(passphrase)
-	s.guard.tries.Lock()
-	defer s.guard.tries.Unlock()
-	if ctx.Err() != nil {
-		return context.Cause(ctx)
+	release, err := s.guard.try(ctx)
+	if err != nil {
+		return err
 	}
-	if s.current().state.Locked() {
+	defer release()
+	if s.current().locked() {
 		return ErrLocked
 	}
-	err := s.check(passphrase, open)
-	if errors.Is(err, ErrPassphrase) && s.current().state.Locked() {
+	err = s.check(passphrase, open)
+	if errors.Is(err, ErrPassphrase) && s.current().locked() {
 		return ErrLocked
 	}
 	return err
@@ -293,13 +375,18 @@ func (s *server) tryPassphrase(ctx context.Context, passphrase []byte, open func
 
 // check counts a failure, has open look at the passphrase, and takes the failure
 // back unless the passphrase is wrong: a process that is killed meanwhile has
-// counted.
+// counted. The caller has the turn.
 func (s *server) check(passphrase []byte, open func() error) error {
 	if len(passphrase) == 0 {
 		return ErrPassphrase
 	}
-	before := s.current().state
-	after, err := s.fail()
+	var before State
+	counted := s.now().UTC().Round(0)
+	after, err := s.count(func(st *State, pending *int) {
+		before = *st
+		st.Failures, st.FailedAt, *pending = st.Failures+1, counted, 1
+	})
+	defer s.settle()
 	if err != nil {
 		return err
 	}
@@ -307,56 +394,128 @@ func (s *server) check(passphrase []byte, open func() error) error {
 	switch {
 	case errors.Is(err, ErrPassphrase):
 		s.log.Warn("wrong passphrase", "failures", after.Failures)
+		s.failed(after)
 		return err
 	case err != nil: // it was not looked at
-		return errors.Join(err, s.setFailures(before.Failures, before.FailedAt))
+		_, back := s.count(func(st *State, pending *int) {
+			st.Failures, *pending = max(0, st.Failures-1), 0
+			if st.FailedAt.Equal(counted) {
+				st.FailedAt = before.FailedAt
+			}
+		})
+		return errors.Join(err, back)
 	}
-	return s.setFailures(0, time.Time{})
+	_, err = s.count(func(st *State, pending *int) { st.Failures, st.FailedAt, *pending = 0, time.Time{}, 0 })
+	return err
 }
 
-// fail counts a failure.
-func (s *server) fail() (State, error) {
-	err := s.count(func(st *State) { st.Failures, st.FailedAt = st.Failures+1, s.now().UTC().Truncate(time.Second) })
-	if err != nil {
-		return State{}, err
-	}
-	st := s.current().state
+// failed says that a failure was the one that locks.
+func (s *server) failed(st State) {
 	if st.Failures == maxFailures {
 		s.home.recordDone(audit.Record{Event: recordLock, Outcome: "locked", Reason: fmt.Sprintf("%d failed approvals in a row", st.Failures)})
 		s.log.Warn("approvals are locked until the passphrase is given", "failures", st.Failures)
 		s.event(Event{Event: EventLocked})
 	}
+}
+
+// notRecognized counts that somebody was not. What cannot be written is counted by
+// the next approval, which is none before that.
+func (s *server) notRecognized() (State, error) {
+	n := s.guard.takeUncounted() + 1
+	st, err := s.count(func(st *State, _ *int) {
+		st.Failures, st.FailedAt = st.Failures+n, s.now().UTC().Round(0)
+	})
+	if err != nil {
+		s.guard.giveUncounted(n)
+		return State{}, err
+	}
+	s.failed(st)
 	return st, nil
 }
 
-// unfail ends a row of failures.
-func (s *server) unfail() error {
-	if s.current().state.Failures == 0 {
+// recognized ends a row of failures, unless it is one that locks. Error: ErrLocked.
+func (s *server) recognized() error {
+	n := s.guard.takeUncounted()
+	if n == 0 && s.current().state.Failures == 0 {
 		return nil
 	}
-	return s.setFailures(0, time.Time{})
-}
-
-func (s *server) setFailures(n int, at time.Time) error {
-	return s.count(func(st *State) { st.Failures, st.FailedAt = n, at })
-}
-
-func (s *server) count(change func(*State)) error {
-	err := s.update(func(st *State) error { change(st); return nil })
-	if err != nil {
-		return fmt.Errorf("failed approvals cannot be counted: %w", err)
+	locked := false
+	_, err := s.count(func(st *State, pending *int) {
+		st.Failures += n
+		if locked = st.Failures-*pending >= maxFailures; !locked {
+			st.Failures, st.FailedAt = *pending, time.Time{}
+		}
+	})
+	switch {
+	case err != nil:
+		s.guard.giveUncounted(n)
+		return err
+	case locked:
+		return ErrLocked
 	}
 	return nil
 }
 
+func (g *guard) takeUncounted() int {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	n := g.uncounted
+	g.uncounted = 0
+	return n
+}
+
+func (g *guard) giveUncounted(n int) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.uncounted += n
+}
+
+// count changes what is counted, on disk first. pending is how many of the failures
+// are of a passphrase that is being looked at.
+func (s *server) count(change func(st *State, pending *int)) (State, error) {
+	s.homeMu.Lock()
+	defer s.homeMu.Unlock()
+	var pending int
+	st, err := s.home.Update(func(st *State) error {
+		pending = s.pending
+		change(st, &pending)
+		return nil
+	})
+	if err == nil {
+		s.pending = pending
+		err = s.publishLocked(st)
+	}
+	if err != nil {
+		return State{}, fmt.Errorf("failed approvals cannot be counted: %w", err)
+	}
+	return st, nil
+}
+
+// settle makes a failure count that was of a passphrase that was being looked at.
+func (s *server) settle() {
+	s.homeMu.Lock()
+	defer s.homeMu.Unlock()
+	s.pending = 0
+	now := *s.current()
+	now.pending = 0
+	s.snap.Store(&now)
+}
+
+// failures are how often in a row somebody was not recognized.
+func (n *snapshot) failures() int { return n.state.Failures - n.pending }
+
+// locked says whether that is too often.
+func (n *snapshot) locked() bool { return n.failures() >= maxFailures }
+
 // wait holds up who tries passphrases.
 func (s *server) wait(ctx context.Context) error {
-	st := &s.current().state
-	if !st.Locked() {
+	now := s.current()
+	if !now.locked() {
 		return nil
 	}
+	st := &now.state
 	whole := maxFailureWait
-	if n := st.Failures - maxFailures; n < 16 {
+	if n := st.Failures - maxFailures; n < 16 { // more would not be longer
 		whole = min(whole, failureWait<<n)
 	}
 	// A clock that was set back does not make it longer.

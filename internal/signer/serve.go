@@ -115,9 +115,10 @@ func (e *ListenError) Unwrap() error { return e.Err }
 
 // snapshot is what the signer knows of its home. It is replaced, not changed.
 type snapshot struct {
-	state State
-	keys  []Key
-	ca    *keyfile.File
+	state   State
+	pending int // of the state's failures: a passphrase that is being looked at
+	keys    []Key
+	ca      *keyfile.File
 }
 
 type server struct {
@@ -142,7 +143,8 @@ type server struct {
 
 	snap atomic.Pointer[snapshot]
 	// homeMu keeps the order of writes to the disk and to snap the same.
-	homeMu sync.Mutex
+	homeMu  sync.Mutex
+	pending int // as in snap, guarded by homeMu
 
 	hosts atomic.Pointer[approvals] // never nil; a new map replaces the old one
 	// hostsTurn is homeMu for hosts: who has put a token into it has it. homeMu is
@@ -452,7 +454,10 @@ func (s *server) publishLocked(st State) error {
 			s.log.Warn("key cannot be used", "key", k.Label, "reason", k.Err)
 		}
 	}
-	s.snap.Store(&snapshot{state: st, keys: keys, ca: ca})
+	if old := s.current(); old != nil && !old.ca.Same(ca) {
+		s.guard.forget() // it has another passphrase now, or none
+	}
+	s.snap.Store(&snapshot{state: st, pending: s.pending, keys: keys, ca: ca})
 
 	s.prompts.withdraw(func(k promptKey) bool {
 		if k.key == "" {

@@ -24,7 +24,8 @@ type Status struct {
 	Devices []string `json:"devices"`          // those connected
 	// Waiting is how many prompts wait for the owner.
 	Waiting int `json:"waiting"`
-	// Locked says that too many approvals have failed.
+	// Locked says that nothing is shown or signed before the passphrase is given: too
+	// many approvals have failed, or the owner has locked it.
 	Locked bool `json:"locked"`
 	// Failures are how many approvals in a row have failed.
 	Failures int `json:"failures"`
@@ -39,16 +40,14 @@ type Status struct {
 func (s *server) status() *Status {
 	now := s.current()
 	st := &Status{State: Offline, Devices: []string{}, Waiting: s.prompts.waiting(), AppLock: "off",
-		Locked: now.state.Locked(), Failures: now.state.Failures}
+		Locked: now.locked() || s.guard.isClosed(), Failures: now.failures()}
 	if s.guard.appLock {
 		st.AppLock = "shut"
 		if s.guard.isOpen(s.now()) {
 			st.AppLock = "open"
 		}
 	}
-	held := s.guard.passphrase()
-	st.NeedsPassphrase = now.ca.Encrypted && s.guard.asker == nil && len(held) == 0
-	clear(held)
+	st.NeedsPassphrase = now.ca.Encrypted && s.guard.asker == nil && !s.guard.holds()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	st.Address = s.address
@@ -63,17 +62,17 @@ func (s *server) status() *Status {
 			coming = append(coming, d.Name)
 		}
 	}
-	names := func(list []string) string {
-		slices.Sort(list)
-		return strings.Join(slices.Compact(list), ", ")
+	unique := func(names []string) []string { // a device may have several links
+		slices.Sort(names)
+		return slices.Compact(names)
 	}
+	st.Devices = unique(st.Devices)
 	switch {
 	case s.address == "":
 	case len(st.Devices) > 0:
-		st.State = connected + names(st.Devices)
-		st.Devices = slices.Compact(st.Devices)
+		st.State = connected + strings.Join(st.Devices, ", ")
 	case len(coming) > 0:
-		st.State = connecting + names(coming)
+		st.State = connecting + strings.Join(unique(coming), ", ")
 	default:
 		st.State = Advertising
 	}
