@@ -20,6 +20,7 @@ import (
 	"vmux.app/toolkit/internal/safetext"
 	"vmux.app/toolkit/internal/signer"
 	"vmux.app/toolkit/internal/store"
+	"vmux.app/toolkit/internal/tpm"
 )
 
 // reloadTime bounds the wait for the running signer to take up a change.
@@ -36,7 +37,7 @@ The home is $VMUX_SIGNER_HOME, else $XDG_DATA_HOME/vmux-signer. Keys in it are e
 				Name: "init", Usage: "make the home: keys, certificate authority, name",
 				Flags: []cli.Flag{&cli.StringFlag{Name: "name", Usage: "be called `NAME` by devices",
 					DefaultText: "the computer's name"},
-					passphraseFlag,
+					passphraseFlag, providerFlag(),
 					&cli.BoolFlag{Name: "no-passphrase", Usage: "do not encrypt the keys: whoever can read them has them"},
 				},
 				Action: initHome,
@@ -108,7 +109,7 @@ The names are those that devices have given.`,
 						Name: "add", Usage: "make a key and print its public half", ArgsUsage: "LABEL",
 						Flags: []cli.Flag{
 							cli.Choice("type", "make a key of `TYPE`", string(keyfile.ECDSA), string(keyfile.ECDSA), string(keyfile.Ed25519)),
-							passphraseFlag,
+							passphraseFlag, providerFlag(),
 						},
 						Action: keyAdd,
 					},
@@ -127,7 +128,30 @@ func openHome(c *cli.Context) (*signer.Home, error) {
 	if err != nil {
 		return nil, err
 	}
-	return signer.Open(dir, func(s string) { cli.From(c).Warnf("%s", s) })
+	h, err := signer.Open(dir, func(s string) { cli.From(c).Warnf("%s", s) })
+	if err != nil {
+		return nil, err
+	}
+	h.SetTPM(tpmDevice())
+	return h, nil
+}
+
+// Where a private key is.
+const (
+	inFile = "file"
+	inTPM  = "tpm"
+)
+
+func providerFlag() cli.Flag {
+	return cli.Choice("provider", "keep private keys in `PLACE`: files, or a TPM 2.0 that never gives them away", inFile, inFile, inTPM)
+}
+
+// tpmDevice is $VMUX_TPM, else the kernel's.
+func tpmDevice() string {
+	if d := os.Getenv("VMUX_TPM"); d != "" {
+		return d
+	}
+	return tpm.Default
 }
 
 // keyObject is a key in JSON.
@@ -186,6 +210,8 @@ func initHome(c *cli.Context) error {
 	}
 	var secret []byte
 	switch {
+	case c.Bool("no-passphrase") && c.String("provider") == inTPM:
+		return keyfile.ErrBare
 	case c.Bool("no-passphrase") && c.IsSet("passphrase-file"):
 		return &cli.UsageError{Problem: "--no-passphrase and --passphrase-file exclude one another", Hint: "leave one out"}
 	case !c.Bool("no-passphrase"):
@@ -194,7 +220,12 @@ func initHome(c *cli.Context) error {
 		}
 		defer clear(secret)
 	}
-	h, err := signer.Init(dir, name, secret)
+	var h *signer.Home
+	if c.String("provider") == inTPM {
+		h, err = signer.InitTPM(dir, name, tpmDevice(), secret)
+	} else {
+		h, err = signer.Init(dir, name, secret)
+	}
 	if err != nil {
 		return err
 	}
@@ -247,6 +278,9 @@ func keyAdd(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
+	if c.String("provider") == inTPM && keyfile.Type(c.String("type")) != keyfile.ECDSA {
+		return &cli.UsageError{Problem: "a TPM has keys of type ecdsa only", Hint: "leave out --type, or write --provider file"}
+	}
 	if err := signer.CheckLabel(c.Args().First()); err != nil { // before a question for nothing
 		return err
 	}
@@ -255,7 +289,12 @@ func keyAdd(c *cli.Context) error {
 		return err
 	}
 	defer clear(secret)
-	k, err := h.AddKey(c.Args().First(), keyfile.Type(c.String("type")), secret)
+	var k signer.Key
+	if c.String("provider") == inTPM {
+		k, err = h.AddTPMKey(c.Args().First(), secret)
+	} else {
+		k, err = h.AddKey(c.Args().First(), keyfile.Type(c.String("type")), secret)
+	}
 	if err != nil {
 		return err
 	}

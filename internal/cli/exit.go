@@ -22,6 +22,7 @@ import (
 	"vmux.app/toolkit/internal/session"
 	"vmux.app/toolkit/internal/signer"
 	"vmux.app/toolkit/internal/store"
+	"vmux.app/toolkit/internal/tpm"
 	"vmux.app/toolkit/internal/transport"
 	"vmux.app/toolkit/internal/unixsock"
 	"vmux.app/toolkit/internal/wake/apns"
@@ -257,6 +258,12 @@ func advice() []row {
 		is(signer.ErrProtected, ExitUsage, "run it in a terminal, or name a file that has it: --passphrase-file FILE"),
 		is(signer.ErrNotProtected, ExitFailed, "give the keys one: vmux-signer passphrase"),
 		is(signer.ErrLocked, ExitFailed, "give the passphrase: vmux-signer unlock"),
+		is(keyfile.ErrBare, ExitUsage, "leave out --no-passphrase; keys in files can be without one"),
+		is(tpm.ErrNoTPM, ExitFailed, "see what there is: ls -l /dev/tpmrm0; it takes the group tss (sudo usermod -aG tss $USER), and another one is named by VMUX_TPM"),
+		is(tpm.ErrLockout, ExitFailed, "wait for as long as it says with the TPM running, or: tpm2_dictionarylockout --clear-lockout"),
+		is(tpm.ErrOwner, ExitFailed, "the TPM's owner must allow the use without a password: tpm2_changeauth -c owner"),
+		is(tpm.ErrOtherTPM, ExitFailed, "use the TPM that made it; one that was cleared cannot use it again: make new keys"),
+		is(tpm.ErrTPM, ExitFailed, "try again; then see what the kernel says: sudo dmesg | grep -i tpm"),
 		is(keyfile.ErrDamaged, ExitFailed, "restore the file from a backup, or move it out of the signer's home"),
 		is(signer.ErrNoHost, ExitFailed, "see what there is: vmux-signer hosts"),
 		is(signer.ErrNoDevice, ExitFailed, "see what there is: vmux-signer devices"),

@@ -21,7 +21,7 @@ var imports = map[string][]string{
 	"internal/duration":              {},
 	"internal/envelope":              {},
 	"internal/fingerprint":           {},
-	"internal/keyfile":               {},
+	"internal/keyfile":               {"internal/tpm"},
 	"internal/krl":                   {"internal/safetext"},
 	"internal/knownhosts":            {"internal/fingerprint", "internal/pattern"},
 	"internal/netnstest":             {},
@@ -53,13 +53,13 @@ var imports = map[string][]string{
 	"internal/pairing":               {"internal/envelope", "internal/transport"},
 	"internal/phone":                 {"internal/envelope", "internal/pairing", "internal/store", "internal/transport"},
 	"internal/signer": {"internal/audit", "internal/envelope", "internal/keyfile", "internal/pairing", "internal/safetext", "internal/signed", "internal/store",
-		"internal/transport", "internal/transport/dnssd", "internal/transport/lan", "internal/unixsock"},
+		"internal/tpm", "internal/transport", "internal/transport/dnssd", "internal/transport/lan", "internal/unixsock"},
 	"internal/doctor": {"internal/agent", "internal/control", "internal/duration", "internal/envelope", "internal/phone", "internal/policy",
 		"internal/process", "internal/safetext", "internal/session", "internal/store", "internal/transport", "internal/transport/dnssd",
 		"internal/transport/lan", "internal/unixsock", "internal/wake", "internal/wake/apns"},
 	// The table of advice knows the errors of all.
 	"internal/cli": {"internal/agent", "internal/audit", "internal/cocoa", "internal/networks", "internal/doctor", "internal/keyfile", "internal/knownhosts", "internal/pairing", "internal/phone", "internal/safetext", "internal/session",
-		"internal/signer", "internal/store", "internal/transport", "internal/transport/dnssd", "internal/unixsock", "internal/wake/apns"},
+		"internal/signer", "internal/store", "internal/tpm", "internal/transport", "internal/transport/dnssd", "internal/unixsock", "internal/wake/apns"},
 }
 
 // What is for macOS is in no program for another system.

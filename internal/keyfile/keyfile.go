@@ -2,7 +2,7 @@
 
 // Package keyfile is what a private key looks like at rest: OpenSSH's private key
 // format (PROTOCOL.key), encrypted with a passphrase or not, with the public half
-// in the clear.
+// in the clear; or the file of a key in a TPM 2.0.
 package keyfile
 
 import (
@@ -21,6 +21,8 @@ import (
 	"io"
 
 	"golang.org/x/crypto/ssh"
+
+	"vmux.app/toolkit/internal/tpm"
 )
 
 const (
@@ -59,8 +61,12 @@ type File struct {
 	Public ssh.PublicKey
 	// Encrypted says that opening takes a passphrase.
 	Encrypted bool
+	// Device is the TPM that has the key, tpm.Default unless it is changed before the
+	// file is used; of other files it means nothing.
+	Device string
 
-	text []byte
+	text     []byte
+	hardware *tpm.Key // nil when the private key is in the file
 }
 
 // Key is an opened private key.
@@ -76,6 +82,8 @@ func (k *Key) Wipe() {
 		clear(p.D.Bits())
 	case ed25519.PrivateKey:
 		clear(p)
+	case *inTPM:
+		clear(p.passphrase)
 	}
 }
 
@@ -119,6 +127,9 @@ func Parse(text []byte) (*File, error) {
 	if len(text) > MaxSize {
 		return nil, fmt.Errorf("%w: larger than %d bytes", ErrDamaged, MaxSize)
 	}
+	if bytes.HasPrefix(text, []byte(tpmBegin)) {
+		return parseTPM(text)
+	}
 	f := &File{text: bytes.Clone(text)}
 	h, err := parseHeader(text)
 	if err != nil {
@@ -146,7 +157,8 @@ func Parse(text []byte) (*File, error) {
 // Same says whether two files have the same content.
 func (f *File) Same(other *File) bool { return bytes.Equal(f.text, other.text) }
 
-// Open gives the private key. Errors: ErrPassphrase, ErrDamaged.
+// Open gives the private key, or the use of it. Errors: ErrPassphrase, ErrDamaged,
+// those of tpm.Key.
 func (f *File) Open(passphrase []byte) (*Key, error) {
 	private, err := f.open(passphrase)
 	if err != nil {
@@ -168,6 +180,8 @@ func (f *File) open(passphrase []byte) (crypto.Signer, error) {
 	var raw any
 	var err error
 	switch {
+	case f.InTPM():
+		return f.openTPM(passphrase)
 	case !f.Encrypted:
 		raw, err = ssh.ParseRawPrivateKey(f.text)
 	case len(passphrase) == 0 || len(passphrase) > MaxPassphrase:
@@ -198,6 +212,9 @@ func (f *File) open(passphrase []byte) (crypto.Signer, error) {
 // Reprotect gives the same key under another passphrase, none when that is empty.
 // The comment is set anew. Errors: those of Open, ErrTooLong.
 func (f *File) Reprotect(old []byte, comment string, passphrase []byte) (text []byte, err error) {
+	if f.InTPM() {
+		return f.reprotectTPM(old, passphrase)
+	}
 	k, err := f.Open(old)
 	if err != nil {
 		return nil, err

@@ -547,7 +547,7 @@ func otherCA(t *testing.T, h *Home) {
 	if err := os.Remove(h.path(caName)); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := writeNewKey(h.path(caName), "other", keyfile.Ed25519, nil); err != nil {
+	if _, err := h.writeNewKey(h.path(caName), func() ([]byte, error) { return keyfile.New(keyfile.Ed25519, "other", nil) }); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -45,7 +45,7 @@ func names(t *testing.T, dir string) (list []string) {
 	return list
 }
 
-func begin() error { return nil }
+func nothingFirst() error { return nil }
 
 // All that the signer makes goes, in whatever state, and nothing else does.
 func TestErase(t *testing.T) {
@@ -74,7 +74,7 @@ func TestErase(t *testing.T) {
 	}
 	h.put(t, filepath.Join(short, controlName)+"\n", controlPathName)
 
-	left, err := h.Erase(begin)
+	left, err := h.Erase(nothingFirst)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -111,7 +111,7 @@ func TestErase(t *testing.T) {
 	// A recorded path that is not the signer's is left alone.
 	h = testHome(t)
 	h.put(t, filepath.Join(other, controlName)+"\n", controlPathName)
-	if left, err := h.Erase(begin); err != nil || len(left) > 0 {
+	if left, err := h.Erase(nothingFirst); err != nil || len(left) > 0 {
 		t.Errorf("left %q, %v", left, err)
 	}
 	if _, err := os.Lstat(filepath.Join(other, controlName)); err != nil {
@@ -165,7 +165,7 @@ func TestEraseCutOff(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if left, err := again.Erase(begin); err != nil || len(left) > 0 {
+	if left, err := again.Erase(nothingFirst); err != nil || len(left) > 0 {
 		t.Errorf("left %q: %v", left, err)
 	}
 	if have := names(t, filepath.Dir(h.dir)); len(have) > 0 {
@@ -175,7 +175,7 @@ func TestEraseCutOff(t *testing.T) {
 	// What cannot be removed keeps the mark, and all that can be is gone.
 	h = testHome(t)
 	h.put(t, "x", "hosts.json/in/the/way")
-	if _, err := h.Erase(begin); !errors.Is(err, ErrErasing) || !strings.Contains(err.Error(), "hosts.json") {
+	if _, err := h.Erase(nothingFirst); !errors.Is(err, ErrErasing) || !strings.Contains(err.Error(), "hosts.json") {
 		t.Errorf("with a directory in the way: %v", err)
 	}
 	for _, name := range []string{caName, keysName, linkKeyName, stateName} {
@@ -187,7 +187,7 @@ func TestEraseCutOff(t *testing.T) {
 		t.Errorf("open: %v", err)
 	}
 	os.RemoveAll(h.path("hosts.json"))
-	if left, err := h.Erase(begin); err != nil || len(left) > 0 {
+	if left, err := h.Erase(nothingFirst); err != nil || len(left) > 0 {
 		t.Errorf("the second time: %q, %v", left, err)
 	}
 }

@@ -21,6 +21,7 @@ import (
 	"vmux.app/toolkit/internal/audit"
 	"vmux.app/toolkit/internal/keyfile"
 	"vmux.app/toolkit/internal/store"
+	"vmux.app/toolkit/internal/tpm"
 )
 
 // Names inside a home.
@@ -73,15 +74,19 @@ func (e *PermissionError) Error() string {
 // processes at once.
 type Home struct {
 	dir  string
+	tpm  string // device
 	warn func(string)
 	log  func() (*audit.Log, error) // opened when it is first needed
 }
 
 func newHome(dir string, warn func(string)) *Home {
-	h := &Home{dir: dir, warn: warn}
+	h := &Home{dir: dir, tpm: tpm.Default, warn: warn}
 	h.log = sync.OnceValues(func() (*audit.Log, error) { return audit.Open(h.dir) })
 	return h
 }
+
+// SetTPM names the device of the TPM that has keys, tpm.Default if not called.
+func (h *Home) SetTPM(device string) { h.tpm = device }
 
 // Dir is the home's absolute path.
 func (h *Home) Dir() string { return h.dir }
@@ -92,6 +97,17 @@ func (h *Home) path(name string) string { return filepath.Join(h.dir, name) }
 // identity named FirstKey, both encrypted unless the passphrase is empty. The
 // home appears whole or not at all. Errors: ErrHomeExists, ErrDirNotEmpty.
 func Init(dir, name string, passphrase []byte) (*Home, error) {
+	return initHome(dir, name, tpm.Default, func(comment string) ([]byte, error) { return keyfile.New(keyfile.ECDSA, comment, passphrase) })
+}
+
+// InitTPM is Init with both keys in the TPM at device. Errors beside those: the ones
+// of tpm.Create.
+func InitTPM(dir, name, device string, passphrase []byte) (*Home, error) {
+	return initHome(dir, name, device, func(string) ([]byte, error) { return keyfile.NewInTPM(device, passphrase) })
+}
+
+// initHome makes a home with keys that create gives the files of.
+func initHome(dir, name, device string, create func(comment string) ([]byte, error)) (*Home, error) {
 	dir, err := filepath.Abs(dir)
 	if err != nil {
 		return nil, err
@@ -116,10 +132,11 @@ func Init(dir, name string, passphrase []byte) (*Home, error) {
 	if _, err := store.LinkKey(h.path(linkKeyName)); err != nil {
 		return nil, err
 	}
-	if _, err := writeNewKey(h.path(caName), "vmux-signer CA "+name, keyfile.ECDSA, passphrase); err != nil {
+	h.tpm = device
+	if _, err := h.writeNewKey(h.path(caName), func() ([]byte, error) { return create("vmux-signer CA " + name) }); err != nil {
 		return nil, err
 	}
-	if _, err := writeNewKey(h.keyPath(FirstKey), FirstKey, keyfile.ECDSA, passphrase); err != nil {
+	if _, err := h.writeNewKey(h.keyPath(FirstKey), func() ([]byte, error) { return create(FirstKey) }); err != nil {
 		return nil, err
 	}
 	s := State{Version: stateVersion, Name: name, Keys: map[string]KeyState{FirstKey: {Enabled: true}}}
@@ -213,7 +230,7 @@ func (h *Home) CA() (ssh.PublicKey, error) {
 }
 
 // authority is the key of the certificate authority.
-func (h *Home) authority() (*keyfile.File, error) { return readKey(h.path(caName)) }
+func (h *Home) authority() (*keyfile.File, error) { return h.readKey(h.path(caName)) }
 
 // lock takes the lock under which files change.
 func (h *Home) lock() (release func(), err error) { return h.lockWhile(context.Background()) }

@@ -219,7 +219,7 @@ func TestKeyFiles(t *testing.T) {
 	if out, err := exec.Command(keygen, "-p", "-N", "secret", "-f", h.keyPath("work")).CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
-	f, err := readKey(h.keyPath("work"))
+	f, err := h.readKey(h.keyPath("work"))
 	if err != nil || !f.Encrypted {
 		t.Fatalf("encrypted key: %v", err)
 	}

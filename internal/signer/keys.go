@@ -92,8 +92,8 @@ func (h *Home) keys(s *State) ([]Key, error) {
 			return nil, ErrManyKeys
 		}
 		k := Key{Label: label, Enabled: s.Keys[label].Enabled, Provider: envelope.Unknown}
-		if k.file, k.Err = readKey(h.keyPath(label)); k.Err == nil {
-			k.Public = k.file.Public
+		if k.file, k.Err = h.readKey(h.keyPath(label)); k.Err == nil {
+			k.Public, k.Provider = k.file.Public, providerOf(k.file)
 		}
 		keys = append(keys, k)
 	}
@@ -113,10 +113,20 @@ func (h *Home) keys(s *State) ([]Key, error) {
 // authority is, with the same passphrase. Errors: ErrLabel, keyfile.ErrType,
 // ErrKeyExists, ErrManyKeys, ErrPassphrase, ErrProtected, ErrNotProtected.
 func (h *Home) AddKey(label string, t keyfile.Type, passphrase []byte) (Key, error) {
+	return h.addKey(label, passphrase, func() ([]byte, error) { return keyfile.New(t, label, passphrase) })
+}
+
+// AddTPMKey is AddKey for a P-256 key in the home's TPM. Errors beside those: the ones
+// of tpm.Create.
+func (h *Home) AddTPMKey(label string, passphrase []byte) (Key, error) {
+	return h.addKey(label, passphrase, func() ([]byte, error) { return keyfile.NewInTPM(h.tpm, passphrase) })
+}
+
+func (h *Home) addKey(label string, passphrase []byte, create func() ([]byte, error)) (Key, error) {
 	if err := CheckLabel(label); err != nil {
 		return Key{}, err
 	}
-	k := Key{Label: label, Enabled: true, Provider: envelope.Unknown}
+	k := Key{Label: label, Enabled: true}
 	_, err := h.Update(func(s *State) error {
 		if err := h.CheckPassphrase(passphrase); err != nil {
 			return err
@@ -132,13 +142,16 @@ func (h *Home) AddKey(label string, t keyfile.Type, passphrase []byte) (Key, err
 			return ErrManyKeys
 		}
 		// The file comes first: killed in between, it is a disabled key.
-		if k.file, err = writeNewKey(h.keyPath(label), label, t, passphrase); err != nil {
+		if err := h.freeLabel(label); err != nil { // before the TPM works
+			return err
+		}
+		if k.file, err = h.writeNewKey(h.keyPath(label), create); err != nil {
 			if errors.Is(err, fs.ErrExist) {
 				return fmt.Errorf("%w: %s", ErrKeyExists, label)
 			}
 			return err
 		}
-		k.Public = k.file.Public
+		k.Public, k.Provider = k.file.Public, providerOf(k.file)
 		s.Keys[label] = KeyState{Enabled: true}
 		return nil
 	})
@@ -148,9 +161,25 @@ func (h *Home) AddKey(label string, t keyfile.Type, passphrase []byte) (Key, err
 	return k, err
 }
 
+// freeLabel says whether a label is free. Error: ErrKeyExists.
+func (h *Home) freeLabel(label string) error {
+	if _, err := os.Lstat(h.keyPath(label)); !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("%w: %s", ErrKeyExists, label)
+	}
+	return nil
+}
+
+// providerOf is where a key's private half is, for devices.
+func providerOf(f *keyfile.File) envelope.ProviderKind {
+	if f.InTPM() {
+		return envelope.HardwareToken
+	}
+	return envelope.Unknown
+}
+
 // Protected says whether the keys are encrypted.
 func (h *Home) Protected() (bool, error) {
-	ca, err := readKey(h.path(caName))
+	ca, err := h.authority()
 	if err != nil {
 		return false, err
 	}
@@ -160,7 +189,7 @@ func (h *Home) Protected() (bool, error) {
 // CheckPassphrase says whether a passphrase is the home's, which is the
 // certificate authority's. Errors: ErrPassphrase, ErrProtected, ErrNotProtected.
 func (h *Home) CheckPassphrase(passphrase []byte) error {
-	ca, err := readKey(h.path(caName))
+	ca, err := h.authority()
 	if err != nil {
 		return err
 	}
@@ -265,8 +294,8 @@ func (h *Home) haveKey(label string) error {
 
 // writeNewKey makes a key and writes it to a file that must not exist. The file
 // appears whole or not at all.
-func writeNewKey(path, comment string, t keyfile.Type, passphrase []byte) (*keyfile.File, error) {
-	text, err := keyfile.New(t, comment, passphrase)
+func (h *Home) writeNewKey(path string, create func() ([]byte, error)) (*keyfile.File, error) {
+	text, err := create()
 	if err != nil {
 		return nil, err
 	}
@@ -274,6 +303,7 @@ func writeNewKey(path, comment string, t keyfile.Type, passphrase []byte) (*keyf
 	if err != nil {
 		return nil, err
 	}
+	file.Device = h.tpm
 	dir := filepath.Dir(path)
 	f, err := os.CreateTemp(dir, newPrefix)
 	if err != nil {
@@ -292,11 +322,16 @@ func writeNewKey(path, comment string, t keyfile.Type, passphrase []byte) (*keyf
 
 // readKey reads a key file that must be ours alone. Errors: *PermissionError,
 // keyfile.ErrDamaged.
-func readKey(path string) (*keyfile.File, error) {
+func (h *Home) readKey(path string) (*keyfile.File, error) {
 	if err := checkPrivate(path, 0o600); err != nil {
 		return nil, err
 	}
-	return readKeyFile(path)
+	f, err := readKeyFile(path)
+	if err != nil {
+		return nil, err
+	}
+	f.Device = h.tpm
+	return f, nil
 }
 
 // readKeyFile reads one that others may be able to read. Error: keyfile.ErrDamaged.

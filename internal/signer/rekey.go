@@ -130,7 +130,7 @@ func (h *Home) finishRekeyLocked() error {
 			continue
 		}
 		from := filepath.Join(dir, e.Name())
-		if _, err := readKey(from); err != nil {
+		if _, err := h.readKey(from); err != nil {
 			return err
 		}
 		if err := os.Rename(from, to); err != nil {
