@@ -15,6 +15,7 @@ import (
 	"golang.org/x/crypto/ssh"
 
 	"vmux.app/toolkit/internal/cli"
+	"vmux.app/toolkit/internal/envelope"
 	"vmux.app/toolkit/internal/keyfile"
 	"vmux.app/toolkit/internal/krl"
 	"vmux.app/toolkit/internal/safetext"
@@ -331,7 +332,10 @@ func keyList(c *cli.Context) error {
 				continue
 			}
 			rest := ""
-			if k.Encrypted {
+			switch {
+			case k.Provider == string(envelope.HardwareToken):
+				rest = "\tin a TPM"
+			case k.Encrypted:
 				rest = "\tencrypted"
 			}
 			fmt.Fprintf(tw, "%s\t%s\t%s\t%s%s\n", k.Label, state, k.Algorithm, k.Fingerprint, rest)
