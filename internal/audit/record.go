@@ -148,7 +148,7 @@ func incomplete(line []byte) bool {
 	if line[0] != '{' {
 		return false
 	}
-	_, err := jsontext.NewDecoder(bytes.NewReader(line), jsontext.AllowInvalidUTF8(true)).ReadValue()
+	_, err := jsontext.NewDecoder(bytes.NewReader(line)).ReadValue()
 	return errors.Is(err, io.ErrUnexpectedEOF)
 }
 
