@@ -19,7 +19,7 @@ import (
 const clocks = "set the clocks of both right: date -u"
 
 // localNetwork is for what macOS keeps out.
-const localNetwork = "allow this program, or the terminal that it runs in, in System Settings, Privacy & Security, Local Network; macOS lets in only what make has built"
+const localNetwork = "allow this program, or the terminal that it runs in, in System Settings, Privacy & Security, Local Network; build vmux with make, or macOS refuses it unasked"
 
 // doctorAdvice is the part of the table about what only vmux-doctor finds. The statuses are not used: vmux-doctor
 // has its own.
