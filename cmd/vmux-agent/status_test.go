@@ -55,6 +55,9 @@ func TestLogging(t *testing.T) { // not parallel: the environment
 	if got := logging(&bytes.Buffer{}, false, slog.LevelInfo); got.Destination != control.LogPipe {
 		t.Errorf("no file: %+v", got)
 	}
+	if got, want := logging(null, true, slog.LevelInfo), (control.Log{Destination: control.LogUnified, Level: "INFO"}); got != want {
+		t.Errorf("unified: %+v, want %+v", got, want)
+	}
 	// What systemd says of the stream that it made.
 	fi, err := pipe.Stat()
 	if err != nil {

@@ -172,6 +172,7 @@ func TestOtherAgent(t *testing.T) {
 func (p *patient) onMac() {
 	p.OS = "darwin"
 	p.says("launchctl getenv", doctor.Output{Stdout: p.Config.Socket + "\n"}, nil)
+	p.says("systemctl", doctor.Output{Stdout: "SSH_AUTH_SOCK=/nobody/asks\n"}, nil)
 	p.Nearby = func(ctx context.Context) error { // looks until it is told to end
 		<-ctx.Done()
 		return nil
