@@ -57,7 +57,7 @@ test: deps
 check: fmt-check vet staticcheck tidy test lint-man
 
 # What is meant for macOS, on Debian: types, linking, and running against a stand-in for Apple's frameworks.
-check-darwin:
+check-darwin: deps
 	@GO='$(GO)' internal/darwintest/check
 
 # The longer proofs of the same: ten million calls to Objective-C, and faults planted into a copy, which the tests must catch.

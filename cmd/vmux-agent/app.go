@@ -53,7 +53,8 @@ func run(c *cli.Context) error {
 		return err
 	}
 	config := settings.start
-	log := slog.New(logHandler(c.App.ErrWriter, &settings.level))
+	handler, unified := logHandler(c.App.ErrWriter, &settings.level)
+	log := slog.New(handler)
 
 	// The socket first: of two agents the second must not touch anything.
 	listeners, err := listen(config.Socket, log)
@@ -104,7 +105,7 @@ func run(c *cli.Context) error {
 			Locked: server.Locked(), Connections: server.Connections(), Certificates: len(sessions.Current()), Phones: phones.Status(),
 			Configuration: settings.status(), Executable: self,
 			Device:     control.Device{Name: options.Name, Pin: options.Identity.Pin().String()},
-			Protection: protection(), Log: logging(c.App.ErrWriter, settings.level.Level())}, nil
+			Protection: protection(), Log: logging(c.App.ErrWriter, unified, settings.level.Level())}, nil
 	}
 	extensions[control.Reach] = func(ctx context.Context, _ agent.Peer, _ []byte) (any, error) { return phones.Reach(ctx), nil }
 	keys := &signer{sessions: sessions, phones: phones}
@@ -143,12 +144,13 @@ func run(c *cli.Context) error {
 	return serveAll(ctx, server, listeners)
 }
 
-// logHandler is the system's log where a service manager that keeps no output has started this process, launchd, else out.
-func logHandler(out io.Writer, level slog.Leveler) slog.Handler {
+// logHandler is the system's log, unified, where a service manager that keeps no output has started this process, launchd,
+// else out.
+func logHandler(out io.Writer, level slog.Leveler) (h slog.Handler, unified bool) {
 	if h := oslog.New(level); h != nil && os.Getppid() == 1 {
-		return h
+		return h, true
 	}
-	return slog.NewTextHandler(out, &slog.HandlerOptions{Level: level})
+	return slog.NewTextHandler(out, &slog.HandlerOptions{Level: level}), false
 }
 
 // listen gives the sockets that the service manager passed, or else our own.

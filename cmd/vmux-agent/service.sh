@@ -40,6 +40,14 @@ serving() {
 	echo "ssh finds it with: export SSH_AUTH_SOCK=~/.ssh/vmux-agent.sock"
 }
 
+# vacant MANAGER: it would take the socket from who serves it.
+vacant() {
+	command -v ssh-add >/dev/null 2>&1 || return 0
+	status=0
+	SSH_AUTH_SOCK=$HOME/.ssh/vmux-agent.sock ssh-add -l >/dev/null 2>&1 || status=$?
+	[ $status -eq 2 ] || fail "an agent that $1 has not started serves ~/.ssh/vmux-agent.sock" "end it, then $again"
+}
+
 manager() {
 	by_hand="where systemd is not in charge, vmux-agent is started by hand"
 	command -v systemctl >/dev/null 2>&1 || fail "systemctl is not installed" "$by_hand: $agent"
@@ -53,12 +61,7 @@ manager() {
 systemd_enable() {
 	installed "$UNITDIR/vmux-agent.socket"
 	manager
-	# systemd would take the socket from who serves it.
-	if ! systemctl --user --quiet is-active vmux-agent.socket && command -v ssh-add >/dev/null 2>&1; then
-		status=0
-		SSH_AUTH_SOCK=$HOME/.ssh/vmux-agent.sock ssh-add -l >/dev/null 2>&1 || status=$?
-		[ $status -eq 2 ] || fail "an agent that systemd has not started serves ~/.ssh/vmux-agent.sock" "end it, then $again"
-	fi
+	systemctl --user --quiet is-active vmux-agent.socket || vacant systemd
 	systemctl --user daemon-reload
 	# Where systemd does not look for units, they have to be linked.
 	systemctl --user cat vmux-agent.socket vmux-agent.service vmux-signer.service >/dev/null 2>&1 ||
@@ -89,20 +92,37 @@ systemd_disable() {
 plist=$HOME/Library/LaunchAgents/$LABEL.plist
 domain=gui/$(id -u)
 
+loaded() { launchctl print "$domain/$LABEL" >/dev/null 2>&1; }
+
 unload() {
 	launchctl bootout "$domain/$LABEL" 2>/dev/null || return 0 # it was not loaded
 	# It ends behind our back, and cannot be loaded before it has.
 	for _ in 1 2 3 4 5 6 7 8 9 10; do
-		launchctl print "$domain/$LABEL" >/dev/null 2>&1 || return 0
+		loaded || return 0
 		sleep 1
 	done
 }
 
+# filled FILE: the property list with this user's home, as XML and as sed's replacement.
+filled() {
+	home=$(printf '%s\n' "$HOME" | sed -e 's/&/\&amp;/g' -e 's/</\&lt;/g' -e 's/[\\|&]/\\&/g')
+	sed "s|@home@|$home|" "$1"
+}
+
 launchd_enable() {
 	installed "$LAUNCHDIR/$LABEL.plist"
+	case $HOME in /*) ;; *) fail "HOME=$HOME does not begin with /" "log in as $user, then $again" ;; esac
+	grep -q launch_activate_socket "$agent" ||
+		fail "$agent was built without cgo and cannot take its socket from launchd" \
+			"xcode-select --install, then make && sudo make install, then $again; or start it by hand: $agent"
+	loaded || vacant launchd
 	unload
 	mkdir -p "$HOME/Library/LaunchAgents"
-	install -m 0644 "$LAUNCHDIR/$LABEL.plist" "$plist"
+	# launchd makes no directory for the socket.
+	[ -d "$HOME/.ssh" ] || mkdir -m 0700 "$HOME/.ssh"
+	filled "$LAUNCHDIR/$LABEL.plist" >"$plist.new"
+	chmod 0644 "$plist.new"
+	mv -f "$plist.new" "$plist"
 	launchctl enable "$domain/$LABEL"
 	launchctl bootstrap "$domain" "$plist" ||
 		fail "launchd does not start $LABEL for $user" "log in as $user at the screen of this Mac, then $again"

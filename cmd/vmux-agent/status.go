@@ -25,9 +25,13 @@ func protection() control.Protection {
 	return control.Protection{Open: open, CoreLimit: core}
 }
 
-// logging says where the log goes that is written to w.
-func logging(w io.Writer, level slog.Level) control.Log {
+// logging says where the log goes: to the unified one or to w.
+func logging(w io.Writer, unified bool, level slog.Level) control.Log {
 	l := control.Log{Destination: control.LogPipe, Level: level.String()}
+	if unified {
+		l.Destination = control.LogUnified
+		return l
+	}
 	f, ok := w.(*os.File)
 	if !ok {
 		return l

@@ -48,12 +48,15 @@ func TestLogging(t *testing.T) { // not parallel: the environment
 		"closed":   {closed, control.Log{Destination: control.LogClosed, Level: "WARN"}},
 		"terminal": {ptytest.Open(t).TTY, control.Log{Destination: control.LogTerminal, Level: "WARN"}},
 	} {
-		if got := logging(tt.f, slog.LevelWarn); got != tt.want {
+		if got := logging(tt.f, false, slog.LevelWarn); got != tt.want {
 			t.Errorf("%s: %+v, want %+v", what, got, tt.want)
 		}
 	}
-	if got := logging(&bytes.Buffer{}, slog.LevelInfo); got.Destination != control.LogPipe {
+	if got := logging(&bytes.Buffer{}, false, slog.LevelInfo); got.Destination != control.LogPipe {
 		t.Errorf("no file: %+v", got)
+	}
+	if got, want := logging(null, true, slog.LevelInfo), (control.Log{Destination: control.LogUnified, Level: "INFO"}); got != want {
+		t.Errorf("unified: %+v, want %+v", got, want)
 	}
 	// What systemd says of the stream that it made.
 	fi, err := pipe.Stat()
@@ -62,10 +65,10 @@ func TestLogging(t *testing.T) { // not parallel: the environment
 	}
 	st := fi.Sys().(*syscall.Stat_t)
 	t.Setenv("JOURNAL_STREAM", fmt.Sprintf("%d:%d", st.Dev, st.Ino))
-	if got := logging(pipe, slog.LevelInfo); got.Destination != control.LogJournal {
+	if got := logging(pipe, false, slog.LevelInfo); got.Destination != control.LogJournal {
 		t.Errorf("journal: %+v", got)
 	}
-	if got := logging(file, slog.LevelInfo); got.Destination != control.LogFile {
+	if got := logging(file, false, slog.LevelInfo); got.Destination != control.LogFile {
 		t.Errorf("a file beside the journal: %+v", got)
 	}
 }

@@ -151,7 +151,10 @@ func serve(c *cli.Context) error {
 		},
 	}
 	if c.Bool("nearby") {
-		o.Nearby = func() (net.Listener, error) { return networks.ListenNearby(o.Log) }
+		o.Nearby = func() (net.Listener, error) {
+			l, err := networks.ListenNearby(o.Log)
+			return nearby{l, t}, err
+		}
 	}
 	program, byCommand := strings.CutPrefix(approve, "command:")
 	switch {
@@ -199,6 +202,20 @@ func servePassphrase(c *cli.Context, h *signer.Home, approve string) ([]byte, er
 	}
 	cli.From(c).Warnf("nothing is signed before the passphrase is given: vmux-signer unlock")
 	return nil, nil
+}
+
+// nearby says why devices nearby cannot connect, with advice, when that comes out later. The others go on.
+type nearby struct {
+	net.Listener
+	t *cli.TUI
+}
+
+func (n nearby) Accept() (net.Conn, error) {
+	c, err := n.Listener.Accept()
+	if errors.Is(err, networks.ErrNearby) {
+		n.t.Error(err)
+	}
+	return c, err
 }
 
 // logLevel is what --log-level says, else --quiet, else VMUX_LOG_LEVEL.

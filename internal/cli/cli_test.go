@@ -21,6 +21,7 @@ import (
 	"github.com/go-json-experiment/json"
 	"vmux.app/toolkit/internal/agent"
 	"vmux.app/toolkit/internal/audit"
+	"vmux.app/toolkit/internal/networks"
 	"vmux.app/toolkit/internal/pairing"
 	"vmux.app/toolkit/internal/phone"
 	"vmux.app/toolkit/internal/ptytest"
@@ -254,6 +255,9 @@ func TestAdvice(t *testing.T) {
 		{phone.ErrTimeout, 6, "phone"},
 		{phone.ErrNotPaired, 7, "vmux-pair"},
 		{fmt.Errorf("%w: %w", phone.ErrUnreachable, transport.ErrNobody), 4, "network"},
+		{fmt.Errorf("%w (%w)", phone.ErrNoPhone, transport.ErrNotAllowed), 4, "Local Network"},
+		{fmt.Errorf("%w (%w)", pairing.ErrDeclined, transport.ErrNotAllowed), 5, "accept"},
+		{fmt.Errorf("%w: %w", networks.ErrNearby, transport.ErrNotAllowed), 4, "Local Network"},
 		{&apns.KeyError{Path: "/my k", Problem: apns.KeyMissing}, 2, "chmod 600 '/my k'"},
 		{&apns.KeyError{Path: "/k", Problem: apns.KeyUnreadable}, 2, "ls -l /k"},
 		{&apns.KeyError{Path: "/k", Problem: apns.KeyForeign}, 2, "sudo chown \"$(id -u)\" /k"},

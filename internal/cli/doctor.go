@@ -10,12 +10,16 @@ import (
 	"syscall"
 
 	"vmux.app/toolkit/internal/doctor"
+	"vmux.app/toolkit/internal/transport"
 	"vmux.app/toolkit/internal/transport/dnssd"
 	"vmux.app/toolkit/internal/unixsock"
 )
 
 // clocks is for every clock that is wrong.
 const clocks = "set the clocks of both right: date -u"
+
+// localNetwork is for what macOS keeps out.
+const localNetwork = "allow this program, or the terminal that it runs in, in System Settings, Privacy & Security, Local Network; build vmux with make, or macOS refuses it unasked"
 
 // doctorAdvice is the part of the table about what only vmux-doctor finds. The statuses are not used: vmux-doctor
 // has its own.
@@ -69,6 +73,9 @@ func doctorAdvice() []row {
 			}
 			return "name the socket in ~/.ssh/config, which counts everywhere: vmux-doctor --setup"
 		}),
+		as(ExitUsage, func(e *doctor.SessionSockError) string {
+			return "launchctl setenv SSH_AUTH_SOCK " + quote(e.Socket) + ", which lasts until you log out; or name the socket in ~/.ssh/config: vmux-doctor --setup"
+		}),
 		is(doctor.ErrNoKeys, ExitFailed, "make one on the phone, as in: vmux-signer key add work"),
 		as(ExitFailed, func(*doctor.KeyCountError) string {
 			return "remove keys on the phone, or name one for each host: IdentityFile and IdentitiesOnly in ~/.ssh/config"
@@ -85,6 +92,8 @@ func doctorAdvice() []row {
 				return "end the one that runs, or install it again where you want it: make install install-user"
 			case doctor.ServiceSocket:
 				return "write one path in both: systemctl --user edit vmux-agent.socket, or socket in vmux.toml"
+			case doctor.LaunchSocket:
+				return "write one path in both: SockPathName in " + quote(e.Path) + ", or socket in vmux.toml"
 			case doctor.LaunchEnable:
 				return fmt.Sprintf("launchctl enable gui/%d/app.vmux.agent", e.UID)
 			case doctor.LaunchLoad:
@@ -130,6 +139,13 @@ func doctorAdvice() []row {
 				return "allow this terminal in System Settings, Privacy & Security, Local Network"
 			}
 			return "see how it runs, and its log: systemctl --user status vmux-agent"
+		}),
+
+		as(ExitFailed, func(e *doctor.NearbyError) string {
+			if errors.Is(e, transport.ErrNotAllowed) {
+				return localNetwork
+			}
+			return "build it with make and Apple's compiler: xcode-select --install; or stay on the phone's network"
 		}),
 
 		// certificate and process

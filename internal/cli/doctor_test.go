@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"vmux.app/toolkit/internal/doctor"
+	"vmux.app/toolkit/internal/networks"
 	"vmux.app/toolkit/internal/phone"
 	"vmux.app/toolkit/internal/ptytest"
 	"vmux.app/toolkit/internal/store"
@@ -48,6 +49,10 @@ func TestDoctorAdvice(t *testing.T) {
 		{&doctor.SSHConfigError{}, "ssh -G"},
 		{&doctor.RivalError{Files: []string{"/f:1"}, Socket: "/s"}, "export SSH_AUTH_SOCK=/s"},
 		{&doctor.RivalError{Session: "/x", Socket: "/s"}, "--setup"},
+		{&doctor.SessionSockError{Socket: "/a b"}, "launchctl setenv SSH_AUTH_SOCK '/a b', "},
+		{&doctor.ServiceError{Do: doctor.LaunchSocket, Path: "/a b"}, "SockPathName in '/a b'"},
+		{&doctor.NearbyError{Err: networks.ErrNearby}, "build it with make"},
+		{&doctor.NearbyError{Err: fmt.Errorf("%w: %w", networks.ErrNearby, transport.ErrNotAllowed)}, "Local Network"},
 		{doctor.ErrNoKeys, "key add"},
 		{&doctor.KeyCountError{}, "IdentitiesOnly"},
 		{&doctor.ServiceError{Do: doctor.ServiceInstall}, "make install install-user"},

@@ -178,6 +178,7 @@ func advice() []row {
 		// phone, the special cases first: ErrUnreachable and ErrFailed are wrapped around others
 		is(phone.ErrNotPaired, ExitNotPaired, "pair one: vmux-pair"),
 		is(phone.ErrForgotten, ExitNotPaired, "pair again: vmux-pair"),
+		is(transport.ErrNotAllowed, ExitUnreachable, localNetwork),
 		is(phone.ErrNoPhone, ExitUnreachable, "open Pair on a phone in this network (vmux-signer pair), or name its address: vmux-pair --address HOST:PORT"),
 		is(phone.ErrNotOpened, ExitNoAnswer, "open Pair on the phone (vmux-signer pair), then: vmux-pair"),
 		is(phone.ErrURLNotTaken, ExitNoAnswer, "give the URL to the phone while this waits (vmux-signer pair -); a new one: vmux-pair --url"),

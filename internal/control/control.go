@@ -72,6 +72,7 @@ const (
 	LogTerminal  = "terminal"
 	LogFile      = "file"
 	LogJournal   = "journal" // systemd's
+	LogUnified   = "unified" // macOS's
 	LogPipe      = "pipe"    // or socket
 	LogDiscarded = "discarded"
 	LogClosed    = "closed"

@@ -21,6 +21,7 @@ import (
 	"golang.org/x/crypto/ssh"
 
 	"vmux.app/toolkit/internal/agent"
+	"vmux.app/toolkit/internal/networks"
 	"vmux.app/toolkit/internal/phone"
 	"vmux.app/toolkit/internal/store"
 	"vmux.app/toolkit/internal/transport"
@@ -59,6 +60,8 @@ type Env struct {
 	Browse func(ctx context.Context, found func(dnssd.Claim)) error
 	// Dial opens a stream to a phone.
 	Dial func(ctx context.Context, address string) (net.Conn, error)
+	// Nearby looks for phones without a network until ctx ends. The error says why that cannot be done.
+	Nearby func(ctx context.Context) error
 	// DialPush connects to the push service; nil for TCP.
 	DialPush func(ctx context.Context, network, addr string) (net.Conn, error)
 	// Interfaces are the network's.
@@ -112,6 +115,7 @@ func System() (Env, error) {
 		Getenv: os.Getenv, OS: runtime.GOOS, UID: os.Geteuid(), User: me.Username, Home: home, Now: time.Now,
 		Run:        command,
 		Dial:       network.Dial,
+		Nearby:     networks.Nearby,
 		Interfaces: interfaces,
 		Space:      space,
 		Browse: func(ctx context.Context, found func(dnssd.Claim)) error {

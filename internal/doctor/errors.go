@@ -120,6 +120,23 @@ func (e *RivalError) Error() string {
 	return "the session has SSH_AUTH_SOCK=" + e.Session
 }
 
+// SessionSockError says that programs that launchd starts do not find the agent's socket.
+type SessionSockError struct {
+	Value  string // of SSH_AUTH_SOCK there, empty when it is not set
+	Owner  string // what that socket belongs to, empty if unknown
+	Socket string // the agent's
+}
+
+func (e *SessionSockError) Error() string {
+	switch {
+	case e.Value == "":
+		return "launchd has no SSH_AUTH_SOCK for the programs that it starts"
+	case e.Owner != "":
+		return fmt.Sprintf("launchd has SSH_AUTH_SOCK=%s, %s", e.Value, e.Owner)
+	}
+	return "launchd has SSH_AUTH_SOCK=" + e.Value
+}
+
 // KeyCountError says that more keys are listed than servers try.
 type KeyCountError struct{ Keys int }
 
@@ -245,6 +262,13 @@ func (e *LocalNetworkError) Error() string {
 	return fmt.Sprintf("the agent reaches %s, this terminal does not: %s", e.Phone, e.Problem)
 }
 
+// NearbyError says why phones cannot be found without a network.
+type NearbyError struct{ Err error }
+
+func (e *NearbyError) Error() string { return e.Err.Error() }
+
+func (e *NearbyError) Unwrap() error { return e.Err }
+
 // CertificateError says what is wrong with a session certificate.
 type CertificateError struct {
 	Problem   string
@@ -289,6 +313,7 @@ const (
 	LaunchInstall
 	LaunchEnable
 	LaunchLoad
+	LaunchSocket
 )
 
 // ServiceError says why the agent does not start by itself.

@@ -25,6 +25,8 @@ const (
 	maxClaims = 64
 	// claimsAtOnce bounds how many at a time.
 	claimsAtOnce = 8
+	// nearbyTime is what macOS has to say that looking for phones nearby is not allowed.
+	nearbyTime = time.Second
 	// agentTime is what the agent has to look for phones; it gives up by itself after 3 s.
 	agentTime = 5 * time.Second
 )
@@ -38,6 +40,7 @@ func networkChecks() []Check {
 		{ID: "isolation", Title: "no VPN or client isolation keeps discovery from the phone", Needs: []string{"multicast", "link"}, Routine: true, Run: checkIsolation},
 		{ID: "local-network", Title: "macOS lets this terminal and the agent into the network", Needs: []string{"agent", "link-key", "paired"}, OS: "darwin",
 			Limit: agentTime + dialTime, Run: checkLocalNetwork},
+		{ID: "nearby", Title: "a phone can be found without a network: MultipeerConnectivity", OS: "darwin", Run: checkNearby},
 	}
 }
 
@@ -315,6 +318,15 @@ func checkLocalNetwork(ctx context.Context, e *Env) Finding {
 		}
 	}
 	return ok("this terminal and the agent reach the same phones")
+}
+
+func checkNearby(ctx context.Context, e *Env) Finding {
+	ctx, cancel := context.WithTimeout(ctx, nearbyTime)
+	defer cancel()
+	if err := e.Nearby(ctx); err != nil {
+		return e.warning(&NearbyError{err}, "phones are found on the local network only")
+	}
+	return ok("MultipeerConnectivity looks for phones")
 }
 
 // agentMisses says when the agent does not reach a phone that answers here.

@@ -4,6 +4,7 @@ package doctor_test
 
 import (
 	"context"
+	"fmt"
 	"net"
 	"os"
 	"path/filepath"
@@ -17,8 +18,10 @@ import (
 
 	"vmux.app/toolkit/internal/control"
 	"vmux.app/toolkit/internal/doctor"
+	"vmux.app/toolkit/internal/networks"
 	"vmux.app/toolkit/internal/phone"
 	"vmux.app/toolkit/internal/session"
+	"vmux.app/toolkit/internal/transport"
 )
 
 func must(t *testing.T, err error) {
@@ -168,20 +171,25 @@ func TestOtherAgent(t *testing.T) {
 // onMac makes a set-up look like one of macOS.
 func (p *patient) onMac() {
 	p.OS = "darwin"
-	p.says("launchctl getenv", doctor.Output{}, nil)
+	p.says("launchctl getenv", doctor.Output{Stdout: p.Config.Socket + "\n"}, nil)
+	p.says("systemctl", doctor.Output{Stdout: "SSH_AUTH_SOCK=/nobody/asks\n"}, nil)
+	p.Nearby = func(ctx context.Context) error { // looks until it is told to end
+		<-ctx.Done()
+		return nil
+	}
 	p.says("launchctl print-disabled", doctor.Output{Stdout: "disabled services = {\n\t\"app.vmux.other\" => disabled\n\t\"app.vmux.agent\" => enabled\n}\n"}, nil)
 	p.says("launchctl print gui/", doctor.Output{Stdout: "app.vmux.agent = {\n"}, nil)
-	write(p.t, p.file(plist), plistOf(filepath.Join(binDir, "vmux-agent")), 0o644)
+	write(p.t, p.file(plist), plistOf(filepath.Join(binDir, "vmux-agent"), p.Config.Socket), 0o644)
 }
 
 const plist = "Library/LaunchAgents/app.vmux.agent.plist"
 
-func plistOf(program string) string {
+func plistOf(program, socket string) string {
 	return `<?xml version="1.0" encoding="UTF-8"?>
 <!DOCTYPE plist PUBLIC "-//Apple//DTD PLIST 1.0//EN" "http://www.apple.com/DTDs/PropertyList-1.0.dtd">
 <plist version="1.0"><dict><key>Label</key><string>app.vmux.agent</string>
 <key>ProgramArguments</key><array><string>` + program + `</string><string>--quiet</string></array>
-<key>RunAtLoad</key><true/></dict></plist>
+<key>Sockets</key><dict><key>Listeners</key><dict><key>SockPathName</key><string>` + socket + `</string></dict></dict></dict></plist>
 `
 }
 
@@ -202,12 +210,37 @@ func TestBrokenMac(t *testing.T) {
 			want{id: "service", level: warn, found: "disabled", do: "launchctl enable gui/"}},
 		{"not loaded", func(p *patient) { p.says("launchctl print gui/", doctor.Output{Exit: 113}, nil) },
 			want{id: "service", level: warn, found: "not loaded", do: "launchctl bootstrap gui/"}},
-		{"other program", func(p *patient) { write(p.t, p.file(plist), plistOf("/bin/sh"), 0o644) },
+		{"other program", func(p *patient) { write(p.t, p.file(plist), plistOf("/bin/sh", p.Config.Socket), 0o644) },
 			want{id: "service", level: warn, found: "starts /bin/sh", do: "install"}},
+		{"other socket", func(p *patient) {
+			write(p.t, p.file(plist), plistOf(filepath.Join(binDir, "vmux-agent"), "/Users/me/.ssh/vmux-agent.sock"), 0o644)
+		},
+			want{id: "service", level: warn, found: "has the socket /Users/me/.ssh/vmux-agent.sock, ", do: "write one path in both: SockPathName in "}},
 		{"launchd's agent", func(p *patient) {
 			p.says("launchctl getenv", doctor.Output{Stdout: "/private/tmp/com.apple.launchd.x/Listeners\n"}, nil)
 		},
-			want{id: "rivals", level: warn, found: "launchd's ssh-agent", do: "--setup"}},
+			want{id: "session-sock", level: warn, found: "launchd's ssh-agent", do: "launchctl setenv SSH_AUTH_SOCK /"}},
+		{"no agent for who no shell starts", func(p *patient) { p.says("launchctl getenv", doctor.Output{}, nil) },
+			want{id: "session-sock", level: warn, found: "launchd has no SSH_AUTH_SOCK ", do: "launchctl setenv SSH_AUTH_SOCK /"}},
+		{"no agent for who no shell starts, but ssh's configuration", func(p *patient) {
+			p.says("launchctl getenv", doctor.Output{}, nil)
+			p.says("ssh -G", doctor.Output{Stdout: "identityagent " + p.Config.Socket + "\n"}, nil)
+		},
+			want{id: "session-sock", found: "ssh's configuration leads "}},
+		{"no answer of launchctl", func(p *patient) { p.says("launchctl getenv", doctor.Output{Exit: 1}, nil) },
+			want{id: "session-sock", level: fail, found: "launchctl getenv: exit status 1", do: "run it again"}},
+		{"built without frameworks", func(p *patient) {
+			p.Nearby = func(context.Context) error { return fmt.Errorf("%w: not built", networks.ErrNearby) }
+		},
+			want{id: "nearby", level: warn, found: "MultipeerConnectivity cannot be used: not built", do: "build it with make"}},
+		{"kept from peers nearby", func(p *patient) {
+			p.Nearby = func(context.Context) error { return fmt.Errorf("%w: %w", networks.ErrNearby, transport.ErrNotAllowed) }
+		},
+			want{id: "nearby", level: warn, found: "does not let this program into", do: "Local Network"}},
+		{"unified log", func(p *patient) {
+			p.status(func(s *control.StatusResult) { s.Log.Destination = control.LogUnified })
+		},
+			want{id: "log", found: "to the unified log (log stream --predicate 'subsystem == \"app.vmux.agent\"'), level "}},
 		{"agent is kept out", func(p *patient) {
 			p.asks(control.Reach, func(out any) error {
 				(*out.(*[]phone.Reached))[0].Problem = "no route to host"

@@ -92,7 +92,7 @@ func TestUnitValue(t *testing.T) {
 	}
 }
 
-func TestPlistProgram(t *testing.T) {
+func TestPlistStarts(t *testing.T) {
 	t.Parallel()
 	for plist, want := range map[string]string{
 		"":       "",
@@ -104,7 +104,7 @@ func TestPlistProgram(t *testing.T) {
 		"<plist><dict><key>ProgramArguments</key><array/><key>Label</key><string>/a</string></dict></plist>":                                                                            "",
 		`<?xml version="1.0"?><!DOCTYPE plist PUBLIC "a" "b"><plist version="1.0"><!-- x --><dict><key>ProgramArguments</key><array><string>/a &amp; b</string></array></dict></plist>`: "/a & b",
 	} {
-		if got := plistProgram([]byte(plist)); got != want {
+		if got, _ := plistStarts([]byte(plist)); got != want {
 			t.Errorf("%s: %q, want %q", plist, got, want)
 		}
 	}
@@ -129,8 +129,8 @@ func TestShippedUnits(t *testing.T) {
 	if got := e.unitValue(read("systemd/"+socketUnit), "ListenStream"); got != "/home/me/.ssh/vmux-agent.sock" {
 		t.Errorf("socket: %q", got)
 	}
-	if got := plistProgram([]byte(read("launchd/" + launchLabel + ".plist"))); got != program {
-		t.Errorf("plist: %q", got)
+	if got, socket := plistStarts([]byte(read("launchd/" + launchLabel + ".plist"))); got != program || socket != "@home@/.ssh/vmux-agent.sock" {
+		t.Errorf("plist: %q at %q", got, socket)
 	}
 }
 

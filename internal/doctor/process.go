@@ -43,6 +43,8 @@ func checkLog(ctx context.Context, e *Env) Finding {
 		return ok("to %s, level %s", e.short(s.Log.Path), level)
 	case control.LogJournal:
 		return ok("to the journal (journalctl --user -u vmux-agent), level %s", level)
+	case control.LogUnified:
+		return ok("to the unified log (log stream --predicate 'subsystem == \"app.vmux.agent\"'), level %s", level)
 	case control.LogTerminal:
 		return ok("to the terminal that it was started in, level %s", level)
 	}

@@ -4,6 +4,7 @@ package doctor
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/xml"
 	"errors"
@@ -177,42 +178,48 @@ func (e *Env) launchd(ctx context.Context, running string) Finding {
 			text = []byte(out.Stdout)
 		}
 	}
-	if f, wrong := e.program(plistProgram(text), path, running); wrong {
+	program, socket := plistStarts(text)
+	if f, wrong := e.program(program, path, running); wrong {
 		return f
+	}
+	if socket != "" && filepath.Clean(socket) != filepath.Clean(e.Config.Socket) {
+		return e.warning(&ServiceError{Problem: fmt.Sprintf("%s has the socket %s, the socket is %s", path, socket, e.Config.Socket), Do: LaunchSocket, Path: path},
+			"after the next login the agent is at the other socket")
 	}
 	return ok("launchd starts it: %s", e.short(path))
 }
 
-// plistProgram gives the program of a launchd.plist(5): Program, else the first of ProgramArguments.
-func plistProgram(plist []byte) string {
+// plistStarts gives the program of a launchd.plist(5), which is Program, else the first of ProgramArguments, and the path of
+// its socket.
+func plistStarts(plist []byte) (program, socket string) {
 	d := xml.NewDecoder(bytes.NewReader(plist))
 	d.Strict = false
-	key, program := "", ""
+	key, first := "", ""
 	for {
 		t, err := d.Token()
 		if err != nil {
-			return program
+			return cmp.Or(program, first), socket
 		}
 		start, ok := t.(xml.StartElement)
 		if !ok {
 			continue
 		}
-		switch start.Name.Local {
-		case "key":
-			if d.DecodeElement(&key, &start) != nil {
-				return program
-			}
-		case "string":
-			var s string
-			if d.DecodeElement(&s, &start) != nil {
-				return program
-			}
-			switch {
-			case key == "Program":
-				return s
-			case key == "ProgramArguments" && program == "":
-				program = s
-			}
+		var text string
+		if name := start.Name.Local; name != "key" && name != "string" {
+			continue
+		} else if d.DecodeElement(&text, &start) != nil {
+			return cmp.Or(program, first), socket
+		} else if name == "key" {
+			key = text
+			continue
+		}
+		switch {
+		case key == "Program":
+			program = text
+		case key == "ProgramArguments" && first == "":
+			first = text
+		case key == "SockPathName":
+			socket = text
 		}
 	}
 }

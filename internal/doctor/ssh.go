@@ -36,6 +36,7 @@ func sshChecks() []Check {
 		{ID: "ssh-version", Title: "ssh is OpenSSH 8.9 or later, which says where it logs in", Run: checkSSHVersion},
 		{ID: "auth-sock", Title: "SSH_AUTH_SOCK names the socket", Run: checkAuthSock},
 		{ID: "identity-agent", Title: "ssh's configuration leads to the socket and its keys", Needs: []string{"ssh-version"}, Run: checkIdentityAgent},
+		{ID: "session-sock", Title: "programs that no shell starts find the socket", OS: "darwin", Run: checkSessionSock},
 		{ID: "rivals", Title: "nothing else sets SSH_AUTH_SOCK: start-up files, the session", Routine: true, Run: checkRivals},
 	}
 }
@@ -246,7 +247,7 @@ func checkRivals(ctx context.Context, e *Env) Finding {
 	if len(found) > 0 {
 		return e.warning(&RivalError{Files: found, Socket: e.Config.Socket}, "the next shell may ask that agent, and not the phone")
 	}
-	if !e.leads(ctx) {
+	if e.OS != "darwin" && !e.leads(ctx) { // there it is session-sock's to say
 		if value := e.sessionSock(ctx); value != "" && !same(value, e.Config.Socket) {
 			return e.warning(&RivalError{Session: value, Owner: owner(value), Socket: e.Config.Socket},
 				"programs that no shell starts, such as editors, ask that agent, and not the phone")
@@ -275,15 +276,29 @@ func (e *Env) otherAgent(path string) int {
 	return last
 }
 
-// sessionSock is SSH_AUTH_SOCK as the session's manager has it, empty if it has none.
-func (e *Env) sessionSock(ctx context.Context) string {
-	if e.OS == "darwin" {
-		out, err := e.Run(ctx, "launchctl", "getenv", "SSH_AUTH_SOCK")
-		if err != nil {
-			return ""
-		}
-		return strings.TrimSpace(out.Stdout)
+// checkSessionSock looks at what launchd gives to programs that no shell starts. As macOS comes, that is the socket of its own
+// ssh-agent.
+func checkSessionSock(ctx context.Context, e *Env) Finding {
+	const why = "programs that no shell starts, such as editors, read no start-up file: they ask that agent or none, and never the phone"
+	out, err := e.Run(ctx, "launchctl", "getenv", "SSH_AUTH_SOCK")
+	if err == nil && out.Exit != 0 {
+		err = fmt.Errorf("%w: launchctl getenv: exit status %d", ErrCheck, out.Exit)
 	}
+	if err != nil {
+		return e.failure(err, why)
+	}
+	value := strings.TrimSpace(out.Stdout)
+	switch {
+	case same(value, e.Config.Socket):
+		return ok("launchd's SSH_AUTH_SOCK is the socket")
+	case e.leads(ctx):
+		return ok("ssh's configuration leads them to the socket")
+	}
+	return e.warning(&SessionSockError{value, owner(value), e.Config.Socket}, why)
+}
+
+// sessionSock is SSH_AUTH_SOCK as systemd's manager has it for the session, empty if it has none.
+func (e *Env) sessionSock(ctx context.Context) string {
 	out, err := e.Run(ctx, "systemctl", "--user", "show-environment")
 	if err != nil || out.Exit != 0 {
 		return ""

@@ -43,17 +43,19 @@ func (e *Env) state(ctx context.Context) (store.State, error) {
 }
 
 func checkState(ctx context.Context, e *Env) Finding {
-	path, err := e.Getenv.StateFile()
+	var state store.State
+	kept, err := store.Open(e.Getenv, nil)
 	if err == nil {
-		_, err = e.state(ctx)
+		state, err = e.state(ctx)
 	}
 	if err != nil {
 		return e.failure(err, "which phones are paired is not known, or others have a say in it")
 	}
-	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
+	// In the user defaults there is no file to look for.
+	if _, err := os.Stat(kept.Path()); len(state.Phones) == 0 && errors.Is(err, fs.ErrNotExist) {
 		return ok("nothing is remembered yet")
 	}
-	return ok("%s is private and sound", e.short(path))
+	return ok("%s is private and sound", e.short(kept.Path()))
 }
 
 func checkDisk(_ context.Context, e *Env) Finding {

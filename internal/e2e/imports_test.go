@@ -54,7 +54,7 @@ var imports = map[string][]string{
 	"internal/phone":                 {"internal/envelope", "internal/pairing", "internal/store", "internal/transport"},
 	"internal/signer": {"internal/audit", "internal/envelope", "internal/keyfile", "internal/pairing", "internal/safetext", "internal/signed", "internal/store",
 		"internal/tpm", "internal/transport", "internal/transport/dnssd", "internal/transport/lan", "internal/unixsock"},
-	"internal/doctor": {"internal/agent", "internal/control", "internal/duration", "internal/envelope", "internal/phone", "internal/policy",
+	"internal/doctor": {"internal/agent", "internal/control", "internal/duration", "internal/envelope", "internal/networks", "internal/phone", "internal/policy",
 		"internal/process", "internal/safetext", "internal/session", "internal/store", "internal/transport", "internal/transport/dnssd",
 		"internal/transport/lan", "internal/unixsock", "internal/wake", "internal/wake/apns"},
 	// The table of advice knows the errors of all.

@@ -5,6 +5,11 @@
 package e2e
 
 import (
+	"errors"
+	"io/fs"
+	"net"
+	"os"
+	"os/exec"
 	"strings"
 	"syscall"
 	"testing"
@@ -55,5 +60,67 @@ func TestNearby(t *testing.T) {
 	}
 	if exit := p.serving.stop(syscall.SIGTERM); exit != 0 {
 		t.Errorf("vmux-signer: exit %d", exit)
+	}
+}
+
+// What macOS refuses is said with what to do about it, by the device when it finds nobody else, and by the signer, which goes on.
+func TestNearbyRefused(t *testing.T) {
+	t.Parallel()
+	const reason, hint = "the system does not let this program into the local network: ", "\nhint: allow this program, or the terminal that it runs in, in System Settings, "
+	p := newPhone(t)
+	p.setenv("FAKE_MPC_DIR", t.TempDir())
+	p.setenv("FAKE_MPC_NOADVERTISE", "-72008")
+	p.serve("--nearby", "--approve", "always")
+	p.serving.wait("^error: MultipeerConnectivity cannot be used: " + reason)
+	p.serving.wait(hint[1:])
+
+	d := newHost(t)
+	d.setenv("FAKE_MPC_DIR", t.TempDir())
+	d.setenv("FAKE_MPC_NOBROWSE", "-65570")
+	r := d.run("vmux-pair", "--url", "--timeout", "1s")
+	if r.exit != 4 || !strings.Contains(r.stderr, "error: no phone ") || !strings.Contains(r.stderr, reason) || !strings.Contains(r.stderr, hint) {
+		t.Errorf("vmux-pair: %v", r)
+	}
+	pair(t, d, p) // on the local network, for which nothing is missing
+}
+
+// The agent serves what launchd listens on, or here a stand-in for it.
+func TestNearbyLaunchd(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	ln, err := net.ListenUnix("unix", &net.UnixAddr{Name: h.socket(), Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	f, err := ln.File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	// A client that is there before the agent waits for it.
+	client := h.spawn("ssh-add", "-l")
+	h.configure("socket = \"/nonexistent/elsewhere.sock\"\n")
+	h.setenv("FAKE_LAUNCHD", "Listeners 3 1")
+	h.start = func(c *exec.Cmd) error {
+		c.ExtraFiles = []*os.File{f}
+		return c.Start()
+	}
+	agent := h.agent()
+	if exit := client.ended(); exit != 1 || !strings.Contains(client.output(), "The agent has no identities.") {
+		t.Errorf("ssh-add: exit %d\n%s", exit, client.output())
+	}
+	if !strings.Contains(agent.output(), "socket="+h.socket()) {
+		t.Errorf("serves elsewhere:\n%s", agent.output())
+	}
+	if exit := agent.stop(syscall.SIGTERM); exit != 0 {
+		t.Errorf("vmux-agent: exit %d", exit)
+	}
+	// The file is launchd's, and so is a lock, which it does not need.
+	if _, err := os.Lstat(h.socket()); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Lstat(h.socket() + ".lock"); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("lock: %v", err)
 	}
 }

@@ -15,6 +15,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/go-json-experiment/json"
@@ -485,10 +486,10 @@ func TestLaunchdPlist(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := map[string]any{
-		"Label":                       "app.vmux.agent",
-		"ProgramArguments":            []any{"@bindir@/vmux-agent"},
-		"RunAtLoad":                   true,
-		"KeepAlive":                   true,
+		"Label":            "app.vmux.agent",
+		"ProgramArguments": []any{"@bindir@/vmux-agent"},
+		"Sockets": map[string]any{"Listeners": map[string]any{
+			"SockPathName": "@home@/.ssh/vmux-agent.sock", "SockPathMode": 0o600}},
 		"ProcessType":                 "Interactive",
 		"AssociatedBundleIdentifiers": []any{"app.vmux.agent"},
 		"Umask":                       0o77,
@@ -514,7 +515,7 @@ func TestLaunchdPlist(t *testing.T) {
 // to calls and goes on with script.
 func (h *host) fake(name, script string) {
 	h.t.Helper()
-	h.put("fake/"+name, "#!/bin/sh\necho \"$*\" >>"+h.path("calls")+"\n"+script, 0o700)
+	h.put("fake/"+name, "#!/bin/sh\nprintf '%s\\n' \"$*\" >>"+h.path("calls")+"\n"+script, 0o700)
 	h.setenv("PATH", h.path("fake")+":"+binDir+":"+os.Getenv("PATH"))
 }
 
@@ -535,57 +536,119 @@ func (h *host) calls() []string {
 func TestInstallUserLaunchd(t *testing.T) {
 	t.Parallel()
 	h := newHost(t)
-	h.sources()
-	h.fake("launchctl", `
-loaded=`+h.path("loaded")+`
+	// What a home can be called: the property list's and the script's own marks, too.
+	h.home = h.path(`A & B|<\1>`)
+	if err := os.Mkdir(h.home, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	h.setenv("HOME", h.home)
+	sources := newHost(t)
+	sources.sources()
+	top := sources.home
+	sources.setenv("HOME", h.home)
+	sources.fake("launchctl", `
+loaded=`+sources.path("loaded")+`
 case $1 in
 print) [ -e $loaded ] ;;
 bootout) rm $loaded 2>/dev/null ;;
-bootstrap) [ ! -e $loaded ] && [ ! -e `+h.path("broken")+` ] && touch $loaded ;;
+bootstrap) [ ! -e $loaded ] && [ ! -e `+sources.path("broken")+` ] && touch $loaded ;;
 enable) ;;
 *) exit 64 ;;
 esac
 `)
 	const system = "SYSTEM=Darwin"
-	prefix := "PREFIX=" + h.path("p")
-	if r := h.make(system, prefix, "install-user"); r.exit == 0 || !strings.Contains(r.stderr, "error: vmux is not installed in "+h.path("p")+": ") {
-		t.Errorf("before make install: %v", r)
+	prefix := "PREFIX=" + top + "/p"
+	refused := func(name string, want ...string) {
+		t.Helper()
+		r := sources.make(system, prefix, "install-user")
+		if r.exit == 0 || strings.Contains(r.stdout, "serves") {
+			t.Errorf("%s: %v", name, r)
+		}
+		for _, w := range want {
+			if !strings.Contains(r.stderr, w) {
+				t.Errorf("%s: no %q: %v", name, w, r)
+			}
+		}
 	}
-	if r := h.make(system, prefix, "install"); r.exit != 0 {
+	refused("before make install", "error: vmux is not installed in "+top+"/p: ")
+	if r := sources.make(system, prefix, "install"); r.exit != 0 {
 		t.Fatal(r)
 	}
+	sources.calls()
+	agent := top + "/p/bin/vmux-agent"
+	refused("without cgo", "error: "+agent+" was built without cgo", "\nhint: xcode-select --install, ", "by hand: "+agent)
+	if calls := sources.calls(); !slices.Equal(calls, []string{""}) {
+		t.Errorf("without cgo: launchctl %q", calls)
+	}
+	// The name of what only C can call is in a Mac's program.
+	f, err := os.OpenFile(agent, os.O_WRONLY|os.O_APPEND, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = f.WriteString("\x00_launch_activate_socket\x00")
+	if err := errors.Join(err, f.Close()); err != nil {
+		t.Fatal(err)
+	}
+
 	domain := fmt.Sprintf("gui/%d", os.Getuid())
 	service := domain + "/app.vmux.agent"
 	mine := h.path("Library/LaunchAgents/app.vmux.agent.plist")
 	bootstrap := []string{"enable " + service, "bootstrap " + domain + " " + mine}
-	h.calls()
 	for _, tt := range []struct {
 		name, target string
 		calls        []string
 		there        bool
 	}{
-		{"first", "install-user", append([]string{"bootout " + service}, bootstrap...), true},
-		{"again", "install-user", append([]string{"bootout " + service, "print " + service}, bootstrap...), true},
+		{"first", "install-user", append([]string{"print " + service, "bootout " + service}, bootstrap...), true},
+		{"again", "install-user", append([]string{"print " + service, "bootout " + service, "print " + service}, bootstrap...), true},
 		{"away", "uninstall-user", []string{"bootout " + service, "print " + service}, false},
 		{"away again", "uninstall-user", []string{"bootout " + service}, false},
 	} {
-		r := h.make(system, prefix, tt.target)
+		r := sources.make(system, prefix, tt.target)
 		if r.exit != 0 || !strings.Contains(r.stdout, "vmux-agent serves ") {
 			t.Errorf("%s: %v", tt.name, r)
 		}
-		if calls := h.calls(); !slices.Equal(calls, tt.calls) {
+		if calls := sources.calls(); !slices.Equal(calls, tt.calls) {
 			t.Errorf("%s: launchctl %q, want %q", tt.name, calls, tt.calls)
 		}
 		b, err := os.ReadFile(mine)
-		if (err == nil) != tt.there || tt.there && !strings.Contains(string(b), "<string>"+h.path("p")+"/bin/vmux-agent</string>") {
-			t.Errorf("%s: %v\n%s", tt.name, err, b)
+		if (err == nil) != tt.there {
+			t.Errorf("%s: %v", tt.name, err)
+		}
+		if !tt.there {
+			continue
+		}
+		list, err := parsePlist(string(b))
+		if err != nil {
+			t.Fatalf("%s: %v\n%s", tt.name, err, b)
+		}
+		got, _ := list.(map[string]any)
+		sockets := map[string]any{"Listeners": map[string]any{"SockPathName": h.socket(), "SockPathMode": 0o600}}
+		if !reflect.DeepEqual(got["Sockets"], sockets) || !reflect.DeepEqual(got["ProgramArguments"], []any{agent}) {
+			t.Errorf("%s: %v", tt.name, got)
+		}
+		// launchd makes the file, and no directory for it.
+		if fi, err := os.Stat(filepath.Dir(h.socket())); err != nil || fi.Mode() != fs.ModeDir|0o700 {
+			t.Errorf("%s: %v %v", tt.name, fi, err)
 		}
 	}
-	h.write("broken", "", 0o600)
-	if r := h.make(system, prefix, "install-user"); r.exit == 0 || !strings.Contains(r.stderr, "error: launchd does not start app.vmux.agent ") ||
-		!strings.Contains(r.stderr, "\nhint: log in as ") || strings.Contains(r.stdout, "serves") {
-		t.Errorf("refused by launchd: %v", r)
+	if left, err := os.ReadDir(filepath.Dir(mine)); err != nil || len(left) > 0 {
+		t.Errorf("left: %v %v", left, err)
 	}
+
+	sources.write("broken", "", 0o600)
+	refused("refused by launchd", "error: launchd does not start app.vmux.agent ", "\nhint: log in as ")
+	need(t, "ssh-add")
+	h.setenv("PATH", os.Getenv("PATH"))
+	byHand := h.agent()
+	sources.calls()
+	refused("an agent started by hand", "error: an agent that launchd has not started serves ~/.ssh/vmux-agent.sock\nhint: end it, ")
+	if calls := sources.calls(); !slices.Equal(calls, []string{"print " + service}) {
+		t.Errorf("an agent started by hand: launchctl %q", calls)
+	}
+	byHand.stop(syscall.SIGTERM)
+	sources.setenv("HOME", "here")
+	refused("no home", "error: HOME=here does not begin with /")
 }
 
 // Without a manager to enable anything in, install-user says what to do instead.

@@ -5,6 +5,7 @@
 package networks
 
 import (
+	"context"
 	"fmt"
 	"log/slog"
 	"net"
@@ -12,9 +13,12 @@ import (
 	"vmux.app/toolkit/internal/transport"
 )
 
+var errNotBuilt = fmt.Errorf("%w: it is of macOS, and this program was built without it", ErrNearby)
+
 func nearby(*slog.Logger) (transport.Network, func()) { return nil, func() {} }
 
+// Nearby is an ErrNearby.
+func Nearby(context.Context) error { return errNotBuilt }
+
 // ListenNearby is an ErrNearby.
-func ListenNearby(*slog.Logger) (net.Listener, error) {
-	return nil, fmt.Errorf("%w: it is of macOS, and this program was built without it", ErrNearby)
-}
+func ListenNearby(*slog.Logger) (net.Listener, error) { return nil, errNotBuilt }

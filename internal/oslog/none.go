@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: BSD-3-Clause
 
-//go:build !(darwin && cgo)
+//go:build !((darwin || gnustep) && cgo)
 
 package oslog
 

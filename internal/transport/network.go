@@ -46,6 +46,9 @@ const (
 	racePerOne   = 8                     // claims of one source that may wait
 )
 
+// ErrNotAllowed says that the system keeps this program out of the local network.
+var ErrNotAllowed = errors.New("the system does not let this program into the local network")
+
 // ErrAddress says that an address is one of another network.
 var ErrAddress = errors.New("not an address of this network")
 

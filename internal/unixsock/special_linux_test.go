@@ -142,25 +142,8 @@ func TestThreat_T10_OtherUser(t *testing.T) {
 	c.want("permission denied", "listen %s", path)
 }
 
-// activate plays what systemd does between fork and exec, then answers what Activated makes of it.
-func activate(arg string) string {
-	env := map[string]string{"LISTEN_PID": strconv.Itoa(os.Getpid()), "LISTEN_FDNAMES": "a"}
-	count, pid, _ := strings.Cut(arg, " ")
-	env["LISTEN_FDS"] = count
-	if pid != "" {
-		env["LISTEN_PID"] = pid
-	}
-	for k, v := range env {
-		if err := os.Setenv(k, v); err != nil {
-			return err.Error()
-		}
-	}
-	all, err := Activated()
-	for k := range env {
-		if _, ok := os.LookupEnv(k); ok {
-			return k + " is still set"
-		}
-	}
+// activated says what Activated has made of sockets, and uses them.
+func activated(all []net.Listener, err error) string {
 	if err != nil {
 		return strings.ReplaceAll(outcome(err), "\n", "; ")
 	}
@@ -174,7 +157,7 @@ func activate(arg string) string {
 		if err != nil {
 			return err.Error()
 		}
-		flags, err := unix.FcntlInt(firstActivated, unix.F_GETFD, 0)
+		flags, err := unix.FcntlInt(3, unix.F_GETFD, 0)
 		if err == nil && flags&unix.FD_CLOEXEC == 0 {
 			out += " inherited by children"
 		}
@@ -189,61 +172,44 @@ func activate(arg string) string {
 	return out
 }
 
-func TestActivated(t *testing.T) {
-	t.Parallel()
+// passed are descriptors that a service manager may pass.
+type passed struct{ listening, overTCP, deaf, datagram *os.File }
+
+func newPassed(t *testing.T) passed {
+	t.Helper()
 	dir := shortDir(t)
 	path := filepath.Join(dir, "s")
 	ln, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer ln.Close()
+	t.Cleanup(func() { ln.Close() })
 	listening, err := ln.File()
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer listening.Close()
+	t.Cleanup(func() { listening.Close() })
 	tcp, err := (&net.ListenConfig{}).Listen(context.Background(), "tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer tcp.Close()
+	t.Cleanup(func() { tcp.Close() })
 	overTCP, err := tcp.(*net.TCPListener).File()
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer overTCP.Close()
+	t.Cleanup(func() { overTCP.Close() })
 	fd, err := newSocket()
 	if err != nil {
 		t.Fatal(err)
 	}
 	deaf := os.NewFile(uintptr(fd), "deaf")
-	defer deaf.Close()
+	t.Cleanup(func() { deaf.Close() })
 	dg, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
 	datagram := os.NewFile(uintptr(dg), "datagram")
-	defer datagram.Close()
-
-	for _, c := range []struct {
-		name, arg, want string
-		files           []*os.File
-	}{
-		{"one", "1", "1", []*os.File{listening}},
-		{"for another process", "1 1", "0", []*os.File{listening}},
-		{"none", "0", "0", nil},
-		{"not Unix", "1", "error: socket activation: descriptor 3: not a Unix socket", []*os.File{overTCP}},
-		{"not listening", "1", "error: socket activation: descriptor 3: not listening", []*os.File{deaf}},
-		{"datagrams", "1", "error: socket activation: descriptor 3: not a stream socket", []*os.File{datagram}},
-		{"second is wrong", "2", "error: socket activation: descriptor 4: not listening", []*os.File{listening, deaf}},
-		{"missing", "1x", `error: socket activation: LISTEN_FDS="1x", want 0 to 16`, nil},
-		{"too many", "17", `error: socket activation: LISTEN_FDS="17", want 0 to 16`, nil},
-		{"negative", "-1", `error: socket activation: LISTEN_FDS="-1", want 0 to 16`, nil},
-	} {
-		t.Run(c.name, func(t *testing.T) {
-			ch := startChild(t, func(cmd *exec.Cmd) { cmd.ExtraFiles = c.files })
-			ch.want(c.want, "activated %s", c.arg)
-		})
-	}
+	t.Cleanup(func() { datagram.Close() })
+	return passed{listening, overTCP, deaf, datagram}
 }

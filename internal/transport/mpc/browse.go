@@ -187,7 +187,7 @@ func (b *browser) take(e event) {
 		defer b.mu.Unlock()
 		switch {
 		case !e.error.IsNil():
-			b.failure = cocoa.ErrorFrom(e.error)
+			b.failure = reason(cocoa.ErrorFrom(e.error))
 			b.log.Warn("phones nearby cannot be looked for", "reason", b.failure)
 			e.error.Release()
 		case e.lost:
@@ -332,6 +332,21 @@ func (b *browser) find(ctx context.Context, address string) (cocoa.Object, error
 	}
 }
 
+// Codes by which macOS says that a program is kept out: it does not say in its Info.plist what it wants in the local network
+// (NSNetServicesMissingRequiredConfigurationError), or its user does not allow it (kDNSServiceErr_PolicyDenied).
+const (
+	codeNotSaid = -72008
+	codeDenied  = -65570
+)
+
+// reason marks the framework's error with transport.ErrNotAllowed where it is about that.
+func reason(err error) error {
+	if e, ok := errors.AsType[*cocoa.Error](err); ok && (e.Code == codeNotSaid || e.Code == codeDenied) {
+		return fmt.Errorf("%w: %w", transport.ErrNotAllowed, err)
+	}
+	return err
+}
+
 //export mpcFound
 func mpcFound(self, peer unsafe.Pointer) {
 	if b, ok := delegate[*browser](self); ok {
@@ -352,6 +367,6 @@ func mpcFailed(self, failure unsafe.Pointer) {
 		b.enqueue(event{error: objc.ObjectFrom(failure).Retain()})
 	}
 	if l, ok := delegate[*listener](self); ok {
-		cocoa.Pool(func() { l.fail(cocoa.ErrorFrom(objc.ObjectFrom(failure))) })
+		cocoa.Pool(func() { l.fail(reason(cocoa.ErrorFrom(objc.ObjectFrom(failure)))) })
 	}
 }

@@ -9,7 +9,6 @@ import "C"
 
 import (
 	"context"
-	"fmt"
 	"log/slog"
 	"net"
 	"sync"
@@ -57,7 +56,7 @@ func (i invitation) answer(session cocoa.Object) {
 }
 
 // Listen advertises under name, 1 to 63 bytes of UTF-8. Whoever is nearby may connect. Accept says it when the framework
-// cannot advertise.
+// cannot advertise, with a net.ErrClosed that wraps the reason.
 func (n *Network) Listen(name string) (net.Listener, error) {
 	if err := checkName(name); err != nil {
 		return nil, err
@@ -97,10 +96,17 @@ func (l *listener) Accept() (net.Conn, error) {
 
 func (l *listener) Addr() net.Addr { return addr(l.name) }
 
+// closedError is a net.ErrClosed that has a reason.
+type closedError struct{ reason error }
+
+func (e *closedError) Error() string { return e.reason.Error() }
+
+func (e *closedError) Unwrap() []error { return []error{net.ErrClosed, e.reason} }
+
 // fail is the framework's word that it cannot advertise.
 func (l *listener) fail(err error) {
 	l.log.Warn("not advertised to devices nearby", "reason", err)
-	l.end(fmt.Errorf("%w: %w", net.ErrClosed, err))
+	l.end(&closedError{err})
 }
 
 // Close stops advertising. Connections that were accepted go on.

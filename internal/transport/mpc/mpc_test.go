@@ -8,9 +8,11 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
+	"log/slog"
 	"net"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -199,5 +201,55 @@ func TestDialNobody(t *testing.T) {
 	}
 	if _, err := n.Dial(ctx, "192.0.2.1:22"); !errors.Is(err, transport.ErrAddress) {
 		t.Errorf("error %v", err)
+	}
+}
+
+// A framework that refuses says so once. Whoever looks, dials or waits is told why, and whether it is the system's permission
+// that is missing. The stand-in refuses by the name of the service.
+func TestRefused(t *testing.T) {
+	t.Parallel()
+	for code, permission := range map[string]bool{"72008": true, "65570": true, "72004": false} {
+		refused := func(what string, err error) {
+			t.Helper()
+			e, ok := errors.AsType[*cocoa.Error](err)
+			if !ok || strconv.FormatInt(-e.Code, 10) != code || e.Domain != "NSNetServicesErrorDomain" || errors.Is(err, transport.ErrNotAllowed) != permission {
+				t.Errorf("%s, %s: %v", what, code, err)
+			}
+		}
+		made := func(service string) *Network {
+			var said strings.Builder
+			n, err := New(Options{Service: service, Name: "laptop", Log: slog.New(slog.NewTextHandler(&said, nil))})
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() {
+				n.Close()
+				if !strings.Contains(said.String(), "level=WARN") || !strings.Contains(said.String(), "-"+code) {
+					t.Errorf("logged: %s", said.String())
+				}
+			})
+			return n
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		defer cancel()
+		n := made("nobrowse-" + code)
+		refused("Browse", n.Browse(ctx, func(transport.Candidate) { t.Error("found somebody") }))
+		_, err := n.Dial(ctx, "mpc:Pocket")
+		refused("Dial", err)
+
+		l, err := made("noadvert-" + code).Listen("Pocket")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for range 2 {
+			_, err = l.Accept()
+			refused("Accept", err)
+			if !errors.Is(err, net.ErrClosed) || err == net.ErrClosed {
+				t.Errorf("Accept: %v", err)
+			}
+		}
+		if err := l.Close(); err != nil {
+			t.Errorf("Close: %v", err)
+		}
 	}
 }

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: BSD-3-Clause
 
+//go:build linux && !gnustep
+
 package unixsock
 
 import (
