@@ -184,10 +184,6 @@ func (c *conn) failed(step string, err error) error {
 	if c.broken != nil {
 		return c.broken
 	}
-	var code tpm2.TPMRC
-	if errors.As(err, &code) {
-		err = code // without what go-tpm was doing
-	}
 	return fmt.Errorf("%w: %s: %w", ErrTPM, step, err)
 }
 

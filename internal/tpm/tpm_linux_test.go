@@ -99,9 +99,9 @@ func TestAttributes(t *testing.T) {
 // byte.
 func TestParent(t *testing.T) {
 	t.Parallel()
-	var first []byte
-	w := tap(t, "", func(n int, command []byte, _ func([]byte) []byte) []byte {
-		first = command
+	first := make(chan []byte, 1)
+	w := tap(t, "", func(_ int, command []byte, _ func([]byte) []byte) []byte {
+		first <- command
 		return nil
 	})
 	_, err := Create(w.path, pin)
@@ -112,7 +112,7 @@ func TestParent(t *testing.T) {
 		" 001a 0023 000b 00030472" + // ECC, SHA-256, a storage key that is not under dictionary attack protection
 		" 0000 0006 0080 0043 0010 0003 0010 0000 0000" + // no policy, AES-128-CFB, no scheme, P-256, no KDF, empty unique
 		" 0000 00000000" // no outside information, no PCRs
-	if got, want := hex.EncodeToString(first), strings.ReplaceAll(expected, " ", ""); got != want {
+	if got, want := hex.EncodeToString(<-first), strings.ReplaceAll(expected, " ", ""); got != want {
 		t.Errorf("got  %s\nwant %s", got, want)
 	}
 }

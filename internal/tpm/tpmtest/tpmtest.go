@@ -72,15 +72,23 @@ func (m *TPM) start() {
 	m.cmd = exec.Command("swtpm", "socket", "--tpm2", "--tpmstate", "dir="+m.dir,
 		"--server", "type=unixio,path="+m.Path(), "--flags", "not-need-init,startup-clear")
 	m.cmd.Stdout, m.cmd.Stderr = &m.out, &m.out
-	if err := m.cmd.Start(); err != nil {
-		m.t.Fatal(err)
-	}
-	cmd, ended := m.cmd, make(chan struct{})
+	endWithParent(m.cmd)
+	cmd, started, ended := m.cmd, make(chan error), make(chan struct{})
 	m.ended = ended
 	go func() { // ends with the process
-		m.err = cmd.Wait()
+		// The kernel's idea of the parent is the thread, which has to live on.
+		runtime.LockOSThread()
+		err := cmd.Start()
+		started <- err
+		if err == nil {
+			m.err = cmd.Wait()
+		}
 		close(ended)
 	}()
+	if err := <-started; err != nil {
+		m.cmd = nil
+		m.t.Fatal(err)
+	}
 	tick := time.NewTicker(2 * time.Millisecond)
 	defer tick.Stop()
 	late := time.After(patience)
