@@ -13,7 +13,7 @@ import (
 func TestCandidates(t *testing.T) {
 	t.Parallel()
 	for args, want := range map[string]string{
-		"":                              "key run open all need fail",
+		"":                              "key run open all by need fail",
 		"k":                             "key",
 		"-":                             "--level --json --quiet --help --version",
 		"--le":                          "--level",
@@ -26,6 +26,9 @@ func TestCandidates(t *testing.T) {
 		"key|add|--type|ed":             "ed25519",
 		"key|add|--type|ecdsa|--t":      "--timeout",
 		"key|add|--type=ecdsa|label|--": "--timeout --count --file --json --quiet --help",
+		"by|--means|":                   "hand tool: none",
+		"by|--means|to":                 "tool:",
+		"by|--means|tool:":              "tool:",
 		"run|ssh|--j":                   "",
 		"all|--|--j":                    "",
 		"nonsense|--j":                  "--json",
@@ -64,7 +67,7 @@ func TestShells(t *testing.T) {
 	}{
 		{"bash", `. ./vmux-test.bash; COMP_WORDS=(vmux-test key add --t); COMP_CWORD=3; _vmux_test; echo "${COMPREPLY[*]}"; complete -p vmux-test`,
 			"--type --timeout\ncomplete -o default -F _vmux_test vmux-test"},
-		{"bash", `. ./vmux-test.bash; COMP_WORDS=(vmux-test ""); COMP_CWORD=1; _vmux_test; echo "${COMPREPLY[*]}"`, "key run open all need fail"},
+		{"bash", `. ./vmux-test.bash; COMP_WORDS=(vmux-test ""); COMP_CWORD=1; _vmux_test; echo "${COMPREPLY[*]}"`, "key run open all by need fail"},
 		{"bash", `. ./vmux-test.bash; COMP_WORDS=(vmux-test key add --type ed); COMP_CWORD=4; _vmux_test; echo "${COMPREPLY[*]}"`, "ed25519"},
 		{"fish", `source vmux-test.fish; complete -C "vmux-test key add --t"`, "--timeout\twait for DURATION\n--type\tthe TYPE of key"},
 		{"fish", `source vmux-test.fish; complete -C "vmux-test key add --type ed"`, "ed25519"},

@@ -464,7 +464,7 @@ func TestAskpassPassphraseWithdrawn(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancelCause(t.Context())
 	l := &lock{right: "right"}
-	done := begin(ctx, a, needing("work", l.unlock))
+	done := approving(ctx, a, needing("work", l.unlock))
 	cancel(errExpired)
 	if err := <-done; !errors.Is(err, errExpired) || len(l.tries()) > 0 {
 		t.Error(err)
@@ -503,7 +503,7 @@ func TestThreat_T06_NoApprovalWithoutPassphrase(t *testing.T) {
 		"terminal":      {term, ErrLocked, 5},
 	} {
 		tries := 0
-		done := begin(t.Context(), c.approver, needing("work", func(b []byte) error {
+		done := approving(t.Context(), c.approver, needing("work", func(b []byte) error {
 			if tries++; tries == 5 {
 				return ErrLocked
 			}

@@ -208,13 +208,13 @@ func TestCommandKilled(t *testing.T) {
 		c := command(t, script(t, "trap '' INT TERM; sleep 1000 & echo $! >"+pids+"; wait; exit 0"))
 		ctx, cancel := context.WithCancelCause(t.Context())
 		defer cancel(nil)
-		done := begin(ctx, c, testPrompt("one"))
+		done := approving(ctx, c, testPrompt("one"))
 		b, err := os.ReadFile(pids) // waits for the script
 		if err != nil {
 			t.Fatal(err)
 		}
 		second, cancelSecond := context.WithCancelCause(t.Context())
-		queued := begin(second, c, testPrompt("two"))
+		queued := approving(second, c, testPrompt("two"))
 		unanswered(t, queued, "out of turn")
 		cancelSecond(errUnpaired)
 		if err := <-queued; !errors.Is(err, errUnpaired) {

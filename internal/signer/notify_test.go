@@ -157,24 +157,24 @@ func TestThreat_G04_Notifications(t *testing.T) {
 	term.NotifyBy(n)
 	p := testPrompt("one")
 	p.Verified.Device = "lap\x1b]0;x\atop\n"
-	first := begin(t.Context(), term, p)
+	first := approving(t.Context(), term, p)
 	if got, want := told(), `SSH Sign Request|From lap\x1b]0;x\x07top\x0a → build.example.org (claimed)`; got != want {
 		t.Errorf("%q, want %q", got, want)
 	}
 	untilFree(t, n)
 	pty.Expect("Approve? [y/N]")
-	second := begin(t.Context(), term, testPrompt("two"))
+	second := approving(t.Context(), term, testPrompt("two"))
 	if got, want := told(), "SSH Sign Request|From laptop → build.example.org (claimed)"; got != want {
 		t.Errorf("%q, want %q", got, want)
 	}
 	untilFree(t, n)
-	door := beginDoor(t.Context(), term, (&lock{right: "right"}).unlock)
+	door := unlocking(t.Context(), term, (&lock{right: "right"}).unlock)
 	if got := told(); got != "SSH Sign Request|A request waits" {
 		t.Error(got)
 	}
 	untilFree(t, n)
 	pty.Expect("Passphrase (empty denies): ")
-	third := begin(t.Context(), term, testPrompt("three"))
+	third := approving(t.Context(), term, testPrompt("three"))
 	pty.Expect("waiting: 3")
 	n.mu.Lock()
 	if n.busy {

@@ -15,6 +15,8 @@ import (
 
 	"golang.org/x/sys/unix"
 	"golang.org/x/term"
+
+	"vmux.app/toolkit/internal/keyfile"
 )
 
 // ErrNoTerminal says that there is nobody to ask: no terminal, or it is gone.
@@ -29,8 +31,8 @@ const (
 	tick = time.Second
 	// maxTyped bounds a yes or no in bytes; "yes" is the longest that counts.
 	maxTyped = 8
-	// maxAnswer bounds a passphrase in bytes, as OpenSSH's own programs do.
-	maxAnswer = 1024
+	// maxAnswer bounds a passphrase in bytes.
+	maxAnswer = keyfile.MaxPassphrase
 	// fdSetSize is the first descriptor that select(2) cannot watch. poll(2) does
 	// not watch terminals on macOS.
 	fdSetSize = 1024

@@ -72,13 +72,13 @@ func resize(t testing.TB, pty *ptytest.Terminal, width, height uint16) {
 	}
 }
 
-func begin(ctx context.Context, a Approver, p *Prompt) <-chan error {
+func approving(ctx context.Context, a Approver, p *Prompt) <-chan error {
 	c := make(chan error, 1)
 	go func() { c <- a.Approve(ctx, p) }()
 	return c
 }
 
-func beginDoor(ctx context.Context, a PassphraseAsker, try func([]byte) error) <-chan error {
+func unlocking(ctx context.Context, a PassphraseAsker, try func([]byte) error) <-chan error {
 	c := make(chan error, 1)
 	go func() { c <- a.AskPassphrase(ctx, "Approvals are locked.", try) }()
 	return c
@@ -136,7 +136,7 @@ func TestTerminalPassphrase(t *testing.T) {
 			t.Parallel()
 			pty, term := ask80(t, 0)
 			l := &lock{right: c.right}
-			done := begin(t.Context(), term, needing("work", l.unlock))
+			done := approving(t.Context(), term, needing("work", l.unlock))
 			pty.Expect(passphraseQuestion)
 			pty.Type(c.typed)
 			if err := <-done; !errors.Is(err, c.want) {
@@ -162,7 +162,7 @@ func TestTerminalPassphraseTooLong(t *testing.T) {
 	t.Parallel()
 	pty, term := ask80(t, 0)
 	l := &lock{right: "right"}
-	done := begin(t.Context(), term, needing("work", l.unlock))
+	done := approving(t.Context(), term, needing("work", l.unlock))
 	pty.Expect(passphraseQuestion)
 	pty.Type(strings.Repeat("x", maxAnswer+1) + "\n")
 	pty.Expect("too long, try again (empty denies): ")
@@ -191,7 +191,7 @@ func TestTerminalWrongPassphrase(t *testing.T) {
 	for i := range 30 {
 		p.Claimed.Processes = append(p.Claimed.Processes, Process{i, "/usr/bin/" + strings.Repeat("p", 20)})
 	}
-	done := begin(t.Context(), term, p)
+	done := approving(t.Context(), term, p)
 	s.feed(pty.Expect(passphraseQuestion))
 	s.feed(pty.Expect(fmt.Sprintf("\x1b[%dC", len(passphraseQuestion))))
 	for range 6 {
@@ -235,7 +235,7 @@ func TestTerminalChecking(t *testing.T) {
 			ctx, cancel := context.WithCancelCause(t.Context())
 			defer cancel(nil)
 			given, result := make(chan []byte), make(chan error)
-			done := begin(ctx, term, needing("work", func(b []byte) error {
+			done := approving(ctx, term, needing("work", func(b []byte) error {
 				given <- b
 				return resultOf(t, result)
 			}))
@@ -251,7 +251,7 @@ func TestTerminalChecking(t *testing.T) {
 			pty.Expect("a line of the log")
 			pty.Expect("checking…")
 			pty.Type("\t\n\ny\n\x15\x04") // nothing of this counts now
-			next := begin(t.Context(), term, testPrompt("next"))
+			next := approving(t.Context(), term, testPrompt("next"))
 			pty.Expect("1 more waiting")
 			unanswered(t, done, "while it is checked")
 			c.end(pty, cancel)
@@ -281,22 +281,22 @@ func TestThreat_G04_NothingBeforeThePassphrase(t *testing.T) {
 	t.Parallel()
 	pty, term := ask80(t, answerGuard)
 	s := newScreen(t)
-	first := begin(t.Context(), term, testPrompt("first"))
+	first := approving(t.Context(), term, testPrompt("first"))
 	s.feed(pty.Expect("Approve? [y/N]"))
-	second := begin(t.Context(), term, testPrompt("second"))
+	second := approving(t.Context(), term, testPrompt("second"))
 	s.feed(pty.Expect("1 more waiting"))
 	pastGuard()
 	pty.Type("ye")
 	s.feed(pty.Expect("Approve? [y/N] ye"))
 	l := &lock{right: "right"}
-	door := beginDoor(t.Context(), term, l.unlock)
+	door := unlocking(t.Context(), term, l.unlock)
 	text := s.feed(pty.Expect("Approvals are locked."))
 	if !strings.Contains(text, "Approve? waits") {
 		t.Errorf("%q", text)
 	}
 	s.feed(pty.Expect("Passphrase (empty denies): "))
 	pty.Type("s\n")
-	third := begin(t.Context(), term, testPrompt("third"))
+	third := approving(t.Context(), term, testPrompt("third"))
 	if hidden := pty.Expect("waiting: 3"); strings.Contains(hidden, "laptop") {
 		t.Errorf("%q", hidden)
 	}
@@ -312,14 +312,14 @@ func TestThreat_G04_NothingBeforeThePassphrase(t *testing.T) {
 		t.Errorf("%q", hidden)
 	}
 	// Two doors: the second one is asked next, before all prompts.
-	door = beginDoor(t.Context(), term, l.unlock)
+	door = unlocking(t.Context(), term, l.unlock)
 	pty.Expect("Passphrase (empty denies): ")
 	pastGuard()
 	pty.Type("wrong\n")
 	pty.Expect("checking…")
 	pty.Expect("wrong passphrase, try again (empty denies): ")
 	pastGuard()
-	other := beginDoor(t.Context(), term, l.unlock)
+	other := unlocking(t.Context(), term, l.unlock)
 	pty.Expect("waiting: 4")
 	pty.Type("right\n")
 	if err := <-door; err != nil {
@@ -360,7 +360,7 @@ func TestTerminalDoorWithdrawn(t *testing.T) {
 	defer cancel()
 	ctx, withdraw := context.WithCancelCause(ctx)
 	l := &lock{right: "right"}
-	door := beginDoor(ctx, term, l.unlock)
+	door := unlocking(ctx, term, l.unlock)
 	pty.Expect("Passphrase (empty denies):    3600 s left")
 	withdraw(errUnpaired)
 	if err := <-door; !errors.Is(err, errUnpaired) {
@@ -390,7 +390,7 @@ func TestTerminalList(t *testing.T) {
 		if i == 2 {
 			p.Verified.Device = strings.Repeat("漢", 30)
 		}
-		answers[i] = begin(t.Context(), term, p)
+		answers[i] = approving(t.Context(), term, p)
 		if i == 0 {
 			drawn(pty, s, " s left", question)
 		} else {
@@ -456,10 +456,10 @@ func TestThreat_N02_ListLeavesThePrompt(t *testing.T) {
 			pty, term := ask80(t, 0)
 			s := newScreen(t)
 			p := c.prompt(t)
-			begin(t.Context(), term, p)
+			approving(t.Context(), term, p)
 			s.feed(pty.Expect(" s left"))
 			for i := range 12 {
-				begin(t.Context(), term, testPrompt(fmt.Sprintf("other%d", i)))
+				approving(t.Context(), term, testPrompt(fmt.Sprintf("other%d", i)))
 				s.feed(pty.Expect(fmt.Sprintf("%d more waiting", i+1)))
 				s.feed(pty.Expect("C"))
 				s.whole(term)
@@ -505,9 +505,9 @@ func (s *screen) whole(term *Terminal) {
 func TestTerminalTabGuard(t *testing.T) {
 	t.Parallel()
 	pty, term := ask80(t, answerGuard)
-	long := begin(t.Context(), term, twoPages(t))
+	long := approving(t.Context(), term, twoPages(t))
 	pty.Expect("Page 1 of 2")
-	other := begin(t.Context(), term, testPrompt("other"))
+	other := approving(t.Context(), term, testPrompt("other"))
 	pty.Expect("1 more waiting")
 	pastGuard()
 	pty.Type("\n")
@@ -547,7 +547,7 @@ func TestTerminalTabGuard(t *testing.T) {
 func TestTerminalResized(t *testing.T) {
 	t.Parallel()
 	pty, term := ask80(t, 0)
-	done := begin(t.Context(), term, testPrompt("work"))
+	done := approving(t.Context(), term, testPrompt("work"))
 	pty.Expect("Approve? [y/N]")
 	pty.Type("y")
 	pty.Expect("Approve? [y/N] y")
@@ -586,7 +586,7 @@ func TestTerminalContinued(t *testing.T) {
 		t.Fatal(err)
 	}
 	l := &lock{right: "right"}
-	done := begin(t.Context(), term, needing("work", l.unlock))
+	done := approving(t.Context(), term, needing("work", l.unlock))
 	pty.Expect(passphraseQuestion)
 	pty.Type("no")
 	for name, change := range map[string]func(*unix.Termios){
@@ -613,7 +613,7 @@ func TestTerminalContinued(t *testing.T) {
 	// The question of another command leaves Ctrl-C alone, also right after one that
 	// does not.
 	untilIdle(t, term)
-	first := begin(t.Context(), term, testPrompt("work"))
+	first := approving(t.Context(), term, testPrompt("work"))
 	pty.Expect("Approve? [y/N]")
 	asked := make(chan error, 1)
 	go func() { asked <- term.Ask(t.Context(), "text\n", "Accept?", time.Now().Add(time.Minute)) }()
@@ -635,11 +635,11 @@ func TestTerminalBell(t *testing.T) {
 	t.Parallel()
 	pty, term := ask80(t, 0)
 	for range 2 {
-		first := begin(t.Context(), term, testPrompt("one"))
+		first := approving(t.Context(), term, testPrompt("one"))
 		if text := pty.Expect("Approve? [y/N]"); strings.Count(text, "\a") != 1 {
 			t.Errorf("%q", text)
 		}
-		second := begin(t.Context(), term, testPrompt("two"))
+		second := approving(t.Context(), term, testPrompt("two"))
 		pty.Expect("1 more waiting")
 		pty.Type("\t")
 		pty.Expect("two, SHA256")
@@ -654,7 +654,7 @@ func TestTerminalBell(t *testing.T) {
 		}
 		untilIdle(t, term)
 	}
-	door := beginDoor(t.Context(), term, (&lock{}).unlock)
+	door := unlocking(t.Context(), term, (&lock{}).unlock)
 	if text := pty.Expect("Passphrase"); strings.Count(text, "\a") != 1 {
 		t.Errorf("%q", text)
 	}
@@ -669,12 +669,12 @@ func TestTerminalGone(t *testing.T) {
 	t.Parallel()
 	pty, term := ask80(t, 0)
 	given, result := make(chan []byte), make(chan error)
-	first := begin(t.Context(), term, needing("work", func(b []byte) error {
+	first := approving(t.Context(), term, needing("work", func(b []byte) error {
 		given <- b
 		return resultOf(t, result)
 	}))
 	pty.Expect(passphraseQuestion)
-	second := begin(t.Context(), term, testPrompt("two"))
+	second := approving(t.Context(), term, testPrompt("two"))
 	pty.Type("right\n")
 	<-given
 	pty.HangUp()
