@@ -16,7 +16,6 @@ import (
 
 	"vmux.app/toolkit/internal/cli"
 	"vmux.app/toolkit/internal/keyfile"
-	"vmux.app/toolkit/internal/krl"
 	"vmux.app/toolkit/internal/safetext"
 	"vmux.app/toolkit/internal/signer"
 	"vmux.app/toolkit/internal/store"
@@ -384,7 +383,7 @@ func keyRemove(c *cli.Context) error {
 		keys, _ := h.PublicKeys() // it is there, unless RemoveKey has warned
 		for _, k := range keys {
 			if k.Removed && line(k.Public, k.Label) == o.PublicKey {
-				fmt.Fprint(w, krl.Text(entries([]signer.PublicKey{k})))
+				fmt.Fprint(w, listOf([]signer.PublicKey{k}).Text)
 			}
 		}
 	})
