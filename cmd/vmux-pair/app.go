@@ -43,13 +43,14 @@ func app() *cli.App {
 			"digits that it shows, and waits until the owner accepts.",
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "address", Usage: "dial the phone at `HOST:PORT` instead of looking for it"},
-			&cli.StringFlag{Name: "phone", Usage: "pair with the phone called `NAME` only"},
+			&cli.StringFlag{Name: "phone", Usage: "pair with the phone called `NAME` only, or --revoke that one's keys"},
 			&cli.BoolFlag{Name: "qr", Usage: "show a one-time URL as QR code and text, and wait for the phone that takes it"},
 			&cli.BoolFlag{Name: "url", Usage: "print a one-time URL, and wait for the phone that takes it"},
 			&cli.DurationFlag{Name: "timeout", Usage: "wait for the phone and its owner for `DURATION`, with a URL 2m at most", Value: 2 * time.Minute},
 			&cli.BoolFlag{Name: "list", Usage: "list the paired phones and their keys"},
 			&cli.BoolFlag{Name: "allowed-signers", Usage: "with --list: print the keys as lines of git's gpg.ssh.allowedSignersFile"},
 			&cli.StringsFlag{Name: "principal", Usage: "with --allowed-signers: the keys sign for `NAME`; more than once for more names", DefaultText: "git's user.email"},
+			&cli.BoolFlag{Name: "revoke", Usage: "with --list: print what servers need to refuse a phone's keys, as vmux-signer revoke does"},
 			&cli.StringFlag{Name: "forget", Usage: "forget the phone called `NAME`, or with this pin"},
 			cli.SocketFlag(),
 			cli.ConfigFlag(),
@@ -68,6 +69,8 @@ func run(c *cli.Context) error {
 		return err
 	case c.Bool("allowed-signers"):
 		return allowedSigners(c)
+	case c.Bool("revoke"):
+		return revoke(c)
 	case c.Bool("list"):
 		return list(c)
 	case c.IsSet("forget"):
@@ -89,13 +92,21 @@ func checkFlags(c *cli.Context) error {
 	}
 	if c.Bool("list") || c.IsSet("forget") {
 		for _, f := range []string{"address", "phone", "timeout"} {
-			if c.IsSet(f) {
+			if c.IsSet(f) && !(f == "phone" && c.Bool("revoke")) {
 				return &cli.UsageError{Problem: fmt.Sprintf("--%s is for pairing, not for %s", f, doing[0]), Hint: "leave it out"}
 			}
 		}
 	}
 	if c.Bool("allowed-signers") && !c.Bool("list") {
 		return &cli.UsageError{Problem: "--allowed-signers is a form of --list", Hint: "write --list --allowed-signers"}
+	}
+	if c.Bool("revoke") {
+		switch {
+		case !c.Bool("list"):
+			return &cli.UsageError{Problem: "--revoke is a form of --list", Hint: "write --list --revoke"}
+		case c.Bool("allowed-signers"):
+			return &cli.UsageError{Problem: "--revoke and --allowed-signers exclude one another", Hint: "give one of them"}
+		}
 	}
 	if c.IsSet("principal") {
 		if !c.Bool("allowed-signers") {

@@ -17,7 +17,6 @@ import (
 	"vmux.app/toolkit/internal/cli"
 	"vmux.app/toolkit/internal/envelope"
 	"vmux.app/toolkit/internal/keyfile"
-	"vmux.app/toolkit/internal/krl"
 	"vmux.app/toolkit/internal/safetext"
 	"vmux.app/toolkit/internal/signer"
 	"vmux.app/toolkit/internal/store"
@@ -388,7 +387,7 @@ func keyRemove(c *cli.Context) error {
 		keys, _ := h.PublicKeys() // it is there, unless RemoveKey has warned
 		for _, k := range keys {
 			if k.Removed && line(k.Public, k.Label) == o.PublicKey {
-				fmt.Fprint(w, krl.Text(entries([]signer.PublicKey{k})))
+				fmt.Fprint(w, listOf([]signer.PublicKey{k}).Text)
 			}
 		}
 	})

@@ -46,8 +46,7 @@ func erase(c *cli.Context) error {
 				t.Warnf("not in the list: %v", e)
 			}
 		}
-		r := revocationOf(keys)
-		t.Result(r, r.print)
+		printList(t, listOf(keys))
 		if err := t.Printed(); err != nil {
 			return fmt.Errorf("%w; nothing was erased", err)
 		}

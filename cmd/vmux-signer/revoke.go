@@ -9,8 +9,6 @@ import (
 	"slices"
 	"strconv"
 
-	"golang.org/x/crypto/ssh"
-
 	"vmux.app/toolkit/internal/cli"
 	"vmux.app/toolkit/internal/krl"
 	"vmux.app/toolkit/internal/signer"
@@ -31,59 +29,17 @@ sshd_config as it is, and to "grep -vFf", which leaves the lines out of authoriz
 	Action: revoke,
 }
 
-// publicObject is a public half in JSON.
-type publicObject struct {
-	Label       string `json:"label,omitzero"` // of an identity
-	Removed     bool   `json:"removed,omitzero"`
-	Algorithm   string `json:"algorithm"`
-	Fingerprint string `json:"fingerprint"`
-	PublicKey   string `json:"publicKey"` // as in authorized_keys, without a comment
-}
-
-// revocation is what revoke and erase print.
-type revocation struct {
-	KRL     string         `json:"krl"` // for ssh-keygen -k
-	CA      *publicObject  `json:"ca,omitzero"`
-	Keys    []publicObject `json:"keys"`
-	Serials []string       `json:"serials,omitzero"`
-	// Lines to be removed, without the comment that they may have.
-	AuthorizedKeys    []string `json:"authorizedKeys"`
-	TrustedUserCAKeys []string `json:"trustedUserCAKeys"`
-}
-
-func (r revocation) print(w io.Writer) { fmt.Fprint(w, r.KRL) }
-
-// entries are the keys of a list, with what is said of them.
-func entries(keys []signer.PublicKey) []krl.Entry {
-	var list []krl.Entry
+// listOf is what revoke and erase print.
+func listOf(keys []signer.PublicKey) krl.List {
+	var entries []krl.Entry
 	for _, k := range keys {
-		about := "the key " + k.Label
-		switch {
-		case k.CA:
-			about = "the certificate authority, and all that it has signed"
-		case k.Removed:
-			about = "the removed key " + k.Label
-		}
-		list = append(list, krl.Entry{Public: k.Public, About: about})
+		entries = append(entries, krl.Entry{Public: k.Public, CA: k.CA, Label: k.Label, Removed: k.Removed})
 	}
-	return list
+	return krl.Of(entries)
 }
 
-func revocationOf(keys []signer.PublicKey) revocation {
-	r := revocation{KRL: krl.Text(entries(keys)), Keys: []publicObject{}, AuthorizedKeys: []string{}, TrustedUserCAKeys: []string{}}
-	for _, k := range keys {
-		text := krl.Line(k.Public)
-		o := publicObject{k.Label, k.Removed, k.Public.Type(), ssh.FingerprintSHA256(k.Public), text}
-		if k.CA {
-			r.CA = &o
-			r.TrustedUserCAKeys = append(r.TrustedUserCAKeys, text)
-			text = "cert-authority " + text
-		} else {
-			r.Keys = append(r.Keys, o)
-		}
-		r.AuthorizedKeys = append(r.AuthorizedKeys, text)
-	}
-	return r
+func printList(t *cli.TUI, l krl.List) {
+	t.Result(l, func(w io.Writer) { fmt.Fprint(w, l.Text) })
 }
 
 func revoke(c *cli.Context) error {
@@ -121,8 +77,7 @@ func revoke(c *cli.Context) error {
 		keys = slices.DeleteFunc(keys, func(k signer.PublicKey) bool { return other(k.CA, k.Label) })
 		unknown = slices.DeleteFunc(unknown, func(e *signer.UnknownKeyError) bool { return other(e.CA, e.Label) })
 	}
-	r := revocationOf(keys)
-	t.Result(r, r.print)
+	printList(t, listOf(keys))
 	if err := incomplete(unknown); err != nil {
 		return err
 	}
@@ -151,13 +106,7 @@ func revokeSerials(t *cli.TUI, keys []signer.PublicKey, unknown []*signer.Unknow
 	if i < 0 {
 		return incomplete(unknown)
 	}
-	r := revocationOf(keys[i : i+1])
-	r.KRL = krl.SerialText(keys[i].Public, serials)
-	r.AuthorizedKeys, r.TrustedUserCAKeys = []string{}, []string{} // it is trusted still
-	for _, n := range serials {
-		r.Serials = append(r.Serials, strconv.FormatUint(n, 10))
-	}
-	t.Result(r, r.print)
+	printList(t, krl.OfSerials(keys[i].Public, serials))
 	t.Notef("for sshd, with this output in FILE: vmux-signer revoke --ca >ca.pub; ssh-keygen -k -f revoked.krl -s ca.pub FILE")
 	t.Notef("on every server: RevokedKeys /etc/ssh/revoked.krl in sshd_config; the file must be there before sshd is reloaded")
 	return nil

@@ -143,6 +143,20 @@ func TestThreat_T07_RevokedByServers(t *testing.T) {
 	}
 	s.accepts(d, later, "true")
 
+	// The computer, if that is left, knows what the phone offers.
+	var known []string
+	for line := range strings.Lines(d.ok("vmux-pair", "--list", "--revoke")) {
+		if !strings.Contains(spec, line) {
+			t.Errorf("vmux-pair prints %s", line)
+		}
+		if !strings.HasPrefix(line, "#") {
+			known = append(known, strings.Fields(line)[1])
+		}
+	}
+	if len(known) != 3 || known[0] != strings.Fields(ca)[1] || !strings.Contains(strings.Join(plain, "\n"), known[1]) || !strings.Contains(strings.Join(plain, "\n"), known[2]) {
+		t.Errorf("vmux-pair knows %q", known)
+	}
+
 	// A single certificate.
 	c := parse(t, d.readFile("first-cert.pub")).(*ssh.Certificate)
 	d.write("authority", p.ok("vmux-signer", "revoke", "--ca"), 0o600) // as the hint has it, comments and all
@@ -302,5 +316,51 @@ func TestThreat_T06_Erase(t *testing.T) {
 	d.serving.wait(`msg="sign request" outcome=failed reason=".*the other end is not the one that was paired`)
 	if strings.Contains(p.serving.output(), `"outcome":"signed"`) {
 		t.Error("it has signed")
+	}
+}
+
+// What a device prints of a phone is of that one only.
+func TestRevokeByDevice(t *testing.T) {
+	t.Parallel()
+	d := newDevice(t, "laptop")
+	if r := d.run("vmux-pair", "--list", "--revoke"); r.exit != 7 {
+		t.Errorf("unpaired: %v", r)
+	}
+	one, two := newPhone(t), &phone{host: newHost(t)}
+	two.ok("vmux-signer", "init", "--no-passphrase", "--name", "Other")
+	for _, p := range []*phone{one, two} {
+		p.serve("--approve", "always")
+		pair(t, d, p)
+	}
+	for _, c := range []struct {
+		args   []string
+		exit   int
+		stderr string
+	}{
+		{[]string{"--revoke"}, 2, "error: --revoke is a form of --list"},
+		{[]string{"--list", "--revoke", "--allowed-signers"}, 2, "exclude one another"},
+		{[]string{"--list", "--phone", "Pocket"}, 2, "error: --phone is for pairing"},
+		{[]string{"--list", "--revoke", "--address", "127.0.0.1:1"}, 2, "error: --address is for pairing"},
+		{[]string{"--forget", "Pocket", "--revoke"}, 2, "error: --revoke is a form of --list"},
+		{[]string{"--list", "--revoke"}, 2, "error: 2 paired phones could be meant"},
+		{[]string{"--list", "--revoke", "--phone", "Nobody"}, 1, `error: no paired phone is called "Nobody"`},
+	} {
+		if r := d.run("vmux-pair", c.args...); r.exit != c.exit || r.stdout != "" || !strings.Contains(r.stderr, c.stderr) {
+			t.Errorf("%q: %v", c.args, r)
+		}
+	}
+	want := two.ok("vmux-signer", "revoke")
+	for _, p := range d.phones() {
+		if p.Name != "Other" {
+			continue
+		}
+		for _, name := range []string{p.Name, p.Pin} {
+			if got := d.ok("vmux-pair", "--list", "--revoke", "--phone", name); got != want {
+				t.Errorf("vmux-pair prints\n%s, vmux-signer\n%s", got, want)
+			}
+		}
+	}
+	if got, want := d.ok("vmux-pair", "--list", "--revoke", "--phone", "Other", "--json"), two.ok("vmux-signer", "revoke", "--json"); got != want {
+		t.Errorf("vmux-pair prints\n%s, vmux-signer\n%s", got, want)
 	}
 }

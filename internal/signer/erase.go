@@ -146,7 +146,7 @@ func (h *Home) Erase(begin func() error) (left []string, err error) {
 		left = append(left, leadsTo(path)...)
 		steps[step] = append(steps[step], path)
 	}
-	slices.Sort(steps[eraseKeys]) // ca comes first; it can do most
+	slices.Sort(steps[eraseKeys]) // ca comes before keys; it can do most
 	var failed []error
 	for step, paths := range steps {
 		if step == eraseLocks && len(failed) > 0 {
