@@ -307,12 +307,12 @@ func (s *server) unlock(ctx context.Context, passphrase []byte) error {
 	}
 	g := s.guard
 	g.mu.Lock()
-	defer g.mu.Unlock()
 	g.used, g.closed = s.now(), false
 	if g.asker == nil {
 		clear(g.held)
 		g.held = bytes.Clone(passphrase)
 	}
+	g.mu.Unlock()
 	s.home.recordDone(audit.Record{Event: recordLock, Outcome: "unlocked"})
 	s.log.Info("unlocked")
 	return nil
