@@ -263,7 +263,7 @@ func (s *server) control(ctx context.Context, raw *net.UnixConn) {
 	}
 	var cmd controlCommand
 	if err := c.receive(&cmd); err != nil {
-		c.fail(fmt.Errorf("command: %w", err))
+		c.fail(errors.New("not a command that this one knows")) // a passphrase may be in what it quotes
 		return
 	}
 	if err := raw.SetReadDeadline(time.Time{}); err != nil {

@@ -36,8 +36,8 @@ type guard struct {
 	asker    PassphraseAsker // the approver, nil when it does not ask for passphrases
 	appLock  bool
 
-	tries chan struct{} // holds a token while no passphrase is being tried
-	door  chan struct{} // holds a token while nobody asks for the passphrase alone
+	tries turn // one passphrase at a time
+	door  turn // one question for the passphrase alone at a time
 
 	mu        sync.Mutex
 	held      []byte    // the passphrase, nil for none
@@ -48,13 +48,11 @@ type guard struct {
 }
 
 func newGuard(a Approver, appLock bool, passphrase []byte) *guard {
-	g := &guard{approver: a, appLock: appLock, tries: make(chan struct{}, 1), door: make(chan struct{}, 1)}
+	g := &guard{approver: a, appLock: appLock, tries: newTurn(), door: newTurn()}
 	g.asker, _ = a.(PassphraseAsker)
 	if g.asker == nil {
 		g.held = bytes.Clone(passphrase)
 	}
-	g.tries <- struct{}{}
-	g.door <- struct{}{}
 	return g
 }
 
@@ -247,12 +245,10 @@ func (s *server) enter(ctx context.Context) error {
 	if s.shut() == "" {
 		return nil
 	}
-	select {
-	case <-g.door:
-		defer func() { g.door <- struct{}{} }() // it was taken, so there is room
-	case <-ctx.Done():
-		return context.Cause(ctx)
+	if err := g.door.take(ctx); err != nil {
+		return err
 	}
+	defer g.door.give()
 	why := s.shut()
 	if why == "" {
 		return nil
@@ -294,11 +290,10 @@ func (s *server) unlock(ctx context.Context, passphrase []byte) error {
 	} else if !protected {
 		return ErrNotProtected
 	}
-	release, err := s.guard.try(ctx)
-	if err != nil {
+	if err := s.guard.tries.take(ctx); err != nil {
 		return err
 	}
-	defer release()
+	defer s.guard.tries.give()
 	if err := s.wait(ctx); err != nil {
 		return err
 	}
@@ -307,30 +302,15 @@ func (s *server) unlock(ctx context.Context, passphrase []byte) error {
 	}
 	g := s.guard
 	g.mu.Lock()
-	defer g.mu.Unlock()
 	g.used, g.closed = s.now(), false
 	if g.asker == nil {
 		clear(g.held)
 		g.held = bytes.Clone(passphrase)
 	}
+	g.mu.Unlock()
 	s.home.recordDone(audit.Record{Event: recordLock, Outcome: "unlocked"})
 	s.log.Info("unlocked")
 	return nil
-}
-
-// try takes the turn to try a passphrase. Error: the cause of ctx.
-func (g *guard) try(ctx context.Context) (release func(), err error) {
-	select {
-	case <-g.tries:
-	case <-ctx.Done():
-		return nil, context.Cause(ctx)
-	}
-	release = func() { g.tries <- struct{}{} } // it was taken, so there is room
-	if ctx.Err() != nil {
-		release()
-		return nil, context.Cause(ctx)
-	}
-	return release, nil
 }
 
 // lock has the passphrase given before anything is shown or signed, and forgets it.
@@ -358,15 +338,14 @@ func (s *server) lock() error {
 // Errors: ErrPassphrase, ErrLocked, those of open, the cause of ctx.
 func (s *server) tryPassphrase(ctx context.Context, passphrase []byte, open func() error) error {
 	defer clear(passphrase)
-	release, err := s.guard.try(ctx)
-	if err != nil {
+	if err := s.guard.tries.take(ctx); err != nil {
 		return err
 	}
-	defer release()
+	defer s.guard.tries.give()
 	if s.current().locked() {
 		return ErrLocked
 	}
-	err = s.check(passphrase, open)
+	err := s.check(passphrase, open)
 	if errors.Is(err, ErrPassphrase) && s.current().locked() {
 		return ErrLocked
 	}

@@ -128,6 +128,9 @@ func (h *Home) addKey(label string, passphrase []byte, create func() ([]byte, er
 	}
 	k := Key{Label: label, Enabled: true}
 	_, err := h.Update(func(s *State) error {
+		if err := h.finishRekeyLocked(); err != nil { // else the key would have the old passphrase
+			return err
+		}
 		if err := h.CheckPassphrase(passphrase); err != nil {
 			return err
 		}

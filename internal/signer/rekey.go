@@ -25,16 +25,30 @@ const (
 	rekeyKey = "key-"
 )
 
+// ForeignKeyError says that a key has another passphrase than the home's.
+type ForeignKeyError struct {
+	Label string
+	Path  string
+}
+
+func (e *ForeignKeyError) Error() string {
+	return fmt.Sprintf("the key %s has another passphrase than the others", e.Label)
+}
+
 // ChangePassphrase encrypts all keys with another passphrase, or none when it is
 // empty. After a crash either all have the old one or, as soon as the home is
 // opened again, all have the new one. A key that cannot be read stays as it is and
-// is said. Errors: ErrPassphrase, ErrProtected, ErrNotProtected.
+// is said. Errors: ErrPassphrase, ErrProtected, ErrNotProtected, *ForeignKeyError,
+// keyfile.ErrTooLong.
 func (h *Home) ChangePassphrase(old, passphrase []byte) error {
 	release, err := h.lock()
 	if err != nil {
 		return err
 	}
 	defer release()
+	if err := h.finishRekeyLocked(); err != nil { // another command may have died since the home was opened
+		return err
+	}
 	if err := h.CheckPassphrase(old); err != nil {
 		return err
 	}
@@ -50,6 +64,7 @@ func (h *Home) ChangePassphrase(old, passphrase []byte) error {
 	if err := os.RemoveAll(dir); err != nil {
 		return err
 	}
+	h.killed()
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return err
 	}
@@ -61,11 +76,12 @@ func (h *Home) ChangePassphrase(old, passphrase []byte) error {
 		}
 		text, err := f.Reprotect(passphraseNow, comment, passphrase)
 		if errors.Is(err, keyfile.ErrPassphrase) {
-			return fmt.Errorf("%w for the key %s, which was encrypted elsewhere", ErrPassphrase, comment)
+			return &ForeignKeyError{comment, h.keyPath(comment)}
 		}
 		if err != nil {
 			return err
 		}
+		h.killed()
 		return writeFile(filepath.Join(dir, name), text)
 	}
 	ca, err := h.authority()
@@ -84,9 +100,11 @@ func (h *Home) ChangePassphrase(old, passphrase []byte) error {
 			return err
 		}
 	}
+	h.killed()
 	if err := os.Rename(dir, h.path(rekeyName)); err != nil {
 		return err
 	}
+	h.killed()
 	if err := syncDir(h.dir); err != nil {
 		return err
 	}
@@ -133,12 +151,22 @@ func (h *Home) finishRekeyLocked() error {
 		if _, err := h.readKey(from); err != nil {
 			return err
 		}
+		h.killed()
 		if err := os.Rename(from, to); err != nil {
 			return err
 		}
 	}
+	h.killed()
 	if err := errors.Join(syncDir(h.path(keysName)), syncDir(h.dir)); err != nil {
 		return err
 	}
+	h.killed()
 	return os.RemoveAll(dir)
+}
+
+// killed is where a test ends the process.
+func (h *Home) killed() {
+	if h.kill != nil {
+		h.kill()
+	}
 }
