@@ -230,7 +230,10 @@ func showStatus(c *cli.Context) error {
 		if st.Address != "" {
 			fmt.Fprintf(w, "listening on %s\n", st.Address)
 		}
-		if st.Waiting > 0 {
+		switch {
+		case st.Waiting == 1:
+			fmt.Fprintln(w, "1 request waits for approval")
+		case st.Waiting > 1:
 			fmt.Fprintf(w, "%d requests wait for approval\n", st.Waiting)
 		}
 		switch {
