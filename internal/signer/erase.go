@@ -129,6 +129,7 @@ func (h *Home) Erase(begin func() error) (left []string, err error) {
 	if err := h.markErasing(); err != nil {
 		return nil, err
 	}
+	h.killed()
 	socket, _ := h.controlPath() // of a process that was killed
 
 	entries, err := os.ReadDir(h.dir)
@@ -161,6 +162,7 @@ func (h *Home) Erase(begin func() error) (left []string, err error) {
 			if err := remove(path); err != nil {
 				failed = append(failed, err)
 			}
+			h.killed()
 		}
 		failed = append(failed, syncDir(h.dir)) // errors.Join drops those that are nil
 		failed = slices.DeleteFunc(failed, func(err error) bool { return err == nil })

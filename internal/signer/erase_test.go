@@ -6,9 +6,12 @@ import (
 	"errors"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 
 	"golang.org/x/crypto/ssh"
@@ -189,6 +192,77 @@ func TestEraseCutOff(t *testing.T) {
 	os.RemoveAll(h.path("hosts.json"))
 	if left, err := h.Erase(nothingFirst); err != nil || len(left) > 0 {
 		t.Errorf("the second time: %q, %v", left, err)
+	}
+}
+
+// Killed at any step, the home was not touched or can only be erased; no key is there
+// behind the first step that a signer would use; and in the end all is gone.
+func TestEraseKilled(t *testing.T) {
+	t.Parallel()
+	if dir := os.Getenv("VMUX_TEST_HOME"); dir != "" { // the process that dies
+		h, err := OpenToErase(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		left, err := strconv.Atoi(os.Getenv(killAt))
+		if err != nil {
+			t.Fatal(err)
+		}
+		h.kill = func() {
+			if left--; left == 0 {
+				syscall.Kill(os.Getpid(), syscall.SIGKILL)
+			}
+		}
+		if _, err := h.Erase(nothingFirst); err != nil {
+			t.Fatal(err)
+		}
+		return
+	}
+	original := protectedHome(t)
+	original.put(t, "x", "hosts.json", "removed.pub", "serve.lock", "lock")
+	all := files(t, original)
+	first := map[string]int{} // the step at which it was gone
+	for at := 1; ; at++ {
+		if at > 100 {
+			t.Fatal("it never ends")
+		}
+		h := copyHome(t, all)
+		c := exec.Command(os.Args[0], "-test.run=^TestEraseKilled$")
+		c.Env = append(os.Environ(), "VMUX_TEST_HOME="+h.dir, killAt+"="+strconv.Itoa(at))
+		out, err := c.CombinedOutput()
+		if err == nil {
+			if at < 8 {
+				t.Errorf("only %d steps", at-1)
+			}
+			if _, err := os.Lstat(h.dir); !errors.Is(err, fs.ErrNotExist) {
+				t.Errorf("in the end: %v", err)
+			}
+			break
+		}
+		if c.ProcessState.Sys().(syscall.WaitStatus).Signal() != syscall.SIGKILL {
+			t.Fatalf("step %d: %v\n%s", at, err, out)
+		}
+		if _, err := Open(h.dir, nil); !errors.Is(err, ErrErasing) && !(errors.Is(err, ErrNotHome) && len(files(t, h)) == 0) {
+			t.Errorf("step %d: open: %v", at, err)
+		}
+		for _, name := range []string{caName, keysName, linkKeyName, hostsName, serveLockName} {
+			if _, err := os.Lstat(h.path(name)); errors.Is(err, fs.ErrNotExist) && first[name] == 0 {
+				first[name] = at
+			}
+		}
+		if again, err := OpenToErase(h.dir); err == nil {
+			if left, err := again.Erase(nothingFirst); err != nil || len(left) > 0 {
+				t.Errorf("step %d: again: %q, %v", at, left, err)
+			}
+			if _, err := os.Lstat(h.dir); !errors.Is(err, fs.ErrNotExist) {
+				t.Errorf("step %d: again: %v", at, err)
+			}
+		} else if have := names(t, h.dir); len(have) > 0 || !errors.Is(err, ErrNotHome) { // all but the directory
+			t.Errorf("step %d: %v, with %q", at, err, have)
+		}
+	}
+	if first[caName] < 2 || first[keysName] <= first[caName] || first[hostsName] <= first[keysName] || first[hostsName] <= first[linkKeyName] || first[serveLockName] <= first[hostsName] {
+		t.Errorf("the order: %v", first)
 	}
 }
 

@@ -76,7 +76,7 @@ type Home struct {
 	dir  string
 	tpm  string // device
 	warn func(string)
-	kill func()                     // in tests of rekey.go, else nil
+	kill func()                     // in tests, else nil
 	log  func() (*audit.Log, error) // opened when it is first needed
 }
 
