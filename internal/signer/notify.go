@@ -27,7 +27,8 @@ const aRequest = "A request waits"
 type Notifier struct {
 	program string
 	args    func(title, body string) []string
-	every   time.Duration
+	every   time.Duration   // the least time between two
+	within  time.Duration   // of one run
 	ctx     context.Context // of all runs
 	cancel  context.CancelFunc
 	runs    sync.WaitGroup
@@ -52,11 +53,11 @@ func NewNotifier(goos string, getenv func(string) string) *Notifier {
 	if err != nil {
 		return nil
 	}
-	return newNotifier(program, args, notifyEvery)
+	return newNotifier(program, args, notifyEvery, notifyTime)
 }
 
-func newNotifier(program string, args func(title, body string) []string, every time.Duration) *Notifier {
-	n := &Notifier{program: program, args: args, every: every}
+func newNotifier(program string, args func(title, body string) []string, every, within time.Duration) *Notifier {
+	n := &Notifier{program: program, args: args, every: every, within: within}
 	n.ctx, n.cancel = context.WithCancel(context.Background())
 	return n
 }
@@ -84,7 +85,7 @@ func (n *Notifier) Notify(title, body string) {
 	}
 	n.busy, n.last = true, now
 	n.runs.Go(func() {
-		ctx, cancel := context.WithTimeout(n.ctx, notifyTime)
+		ctx, cancel := context.WithTimeout(n.ctx, n.within)
 		defer cancel()
 		cmd := exec.CommandContext(ctx, n.program, n.args(title, body)...)
 		cmd.WaitDelay = askpassEnd

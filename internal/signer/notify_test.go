@@ -25,7 +25,7 @@ func notices(t *testing.T, every time.Duration) (*Notifier, func() string) {
 	if err := unix.Mkfifo(pipe, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	n := newNotifier(script(t, `printf '%s|%s' "$1" "$2" >`+pipe), asGiven, every)
+	n := newNotifier(script(t, `printf '%s|%s' "$1" "$2" >`+pipe), asGiven, every, notifyTime)
 	t.Cleanup(n.Close)
 	return n, func() string {
 		b, err := os.ReadFile(pipe) // waits for the script
@@ -125,26 +125,33 @@ func TestNotifierRate(t *testing.T) {
 	}
 }
 
-// A program that does not end is ended, with what it has started.
-func TestNotifierClose(t *testing.T) {
+// A program that does not end is ended, with what it has started: after its time,
+// and with the notifier.
+func TestNotifierHangs(t *testing.T) {
 	t.Parallel()
-	pids := filepath.Join(t.TempDir(), "pids")
-	if err := unix.Mkfifo(pids, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	n := newNotifier(script(t, "sleep 1000 & echo $! >"+pids+"; wait"), asGiven, 0)
-	n.Notify("one", "1")
-	b, err := os.ReadFile(pids)
-	if err != nil {
-		t.Fatal(err)
-	}
-	n.Close()
-	var pid int
-	fmt.Sscan(string(b), &pid)
-	gone(t, pid)
-	n.Notify("two", "2")
-	if n.busy {
-		t.Error("runs again")
+	for _, within := range []time.Duration{time.Hour, time.Second} {
+		pids := filepath.Join(t.TempDir(), "pids")
+		if err := unix.Mkfifo(pids, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		n := newNotifier(script(t, "sleep 1000 & echo $! >"+pids+"; wait"), asGiven, 0, within)
+		defer n.Close()
+		n.Notify("one", "1")
+		b, err := os.ReadFile(pids)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if within == time.Hour {
+			n.Close()
+			n.Notify("two", "2")
+			if n.busy {
+				t.Error("runs again")
+			}
+		}
+		untilFree(t, n)
+		var pid int
+		fmt.Sscan(string(b), &pid)
+		gone(t, pid)
 	}
 }
 

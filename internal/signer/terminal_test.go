@@ -267,9 +267,12 @@ func TestTerminalChecking(t *testing.T) {
 				t.Errorf("the passphrase is still there: %q", buf)
 			}
 			unanswered(t, next, "by the passphrase for the one before")
-			pty.Type("n\n")
-			if err := <-next; err != ErrDenied {
+			pty.Type("y\n")
+			if err := <-next; err != nil {
 				t.Error(err)
+			}
+			if text := pty.Expect("Approve? approved"); strings.Contains(text, c.says) {
+				t.Errorf("answered twice: %q", text)
 			}
 		})
 	}
@@ -703,4 +706,21 @@ func TestClip(t *testing.T) {
 			t.Errorf("clip(%q, %d) = %q, want %q", c.in, c.room, got, c.want)
 		}
 	}
+}
+
+// An answer that comes while the withdrawal is under way is none.
+func TestTerminalAnswerOfWithdrawn(t *testing.T) {
+	t.Parallel()
+	pty, term := ask80(t, 0)
+	ctx, cancel := context.WithCancelCause(t.Context())
+	done := approving(ctx, term, testPrompt("work"))
+	pty.Expect("Approve? [y/N]")
+	term.mu.Lock() // so that nobody else takes it away
+	cancel(errUnpaired)
+	term.answerLocked(term.shown, nil)
+	term.mu.Unlock()
+	if err := <-done; !errors.Is(err, errUnpaired) {
+		t.Error(err)
+	}
+	pty.Expect("Approve? withdrawn: the device was forgotten")
 }
