@@ -215,7 +215,7 @@ func initHome(c *cli.Context) error {
 	case c.Bool("no-passphrase") && c.IsSet("passphrase-file"):
 		return &cli.UsageError{Problem: "--no-passphrase and --passphrase-file exclude one another", Hint: "leave one out"}
 	case !c.Bool("no-passphrase"):
-		if secret, err = newPassphrase(c, c.String("passphrase-file")); err != nil {
+		if secret, err = newPassphrase(c, "passphrase-file", "no-passphrase"); err != nil {
 			return err
 		}
 		defer clear(secret)

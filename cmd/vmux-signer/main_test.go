@@ -14,6 +14,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -383,4 +384,68 @@ func answer(pty *ptytest.Terminal, typed, shown string) {
 	pty.Expect(shown)
 	close(stop)
 	<-ended
+}
+
+// At a terminal init asks for the passphrase twice, shows nothing of it, and leaves
+// the terminal as it was, also when it is interrupted.
+func TestPassphraseAtTerminal(t *testing.T) {
+	t.Parallel()
+	dir, err := os.MkdirTemp("", "v")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	home := filepath.Join(dir, "h")
+	for _, c := range []struct {
+		typed []string
+		want  string
+		exit  int
+	}{
+		{[]string{"a secret\n", "\x03"}, "", 130},
+		{[]string{"\x03"}, "", 130},
+		{[]string{"\n"}, "error: the passphrase is empty", 2},
+		{[]string{"a secret\n", "another\n"}, "error: the two passphrases differ", 2},
+		{[]string{" a secret\n", " a secret\n"}, "made ", 0},
+	} {
+		pty, cmd := onTTY(t, home, "init", "--name", "Pocket")
+		shown := ""
+		for i, typed := range c.typed {
+			shown += pty.Expect([]string{"New passphrase for the keys: ", "Again: "}[i])
+			if echoes(t, pty) {
+				t.Errorf("%q: what is typed is shown", c.typed)
+			}
+			pty.Type(typed)
+		}
+		if c.want != "" {
+			shown += pty.Expect(c.want)
+		}
+		cmd.Wait() // its status is looked at
+		if exit := cmd.ProcessState.ExitCode(); exit != c.exit {
+			t.Errorf("%q: exit %d, want %d", c.typed, exit, c.exit)
+		}
+		if !echoes(t, pty) {
+			t.Errorf("%q: the terminal shows nothing any more", c.typed)
+		}
+		if strings.Contains(shown, "secret") {
+			t.Errorf("%q: shown is %q", c.typed, shown)
+		}
+		if _, err := os.Stat(home); (err == nil) != (c.exit == 0) {
+			t.Errorf("%q: the home: %v", c.typed, err)
+		}
+	}
+	if err := exec.Command("ssh-keygen", "-y", "-P", " a secret", "-f", filepath.Join(home, "ca")).Run(); err != nil {
+		t.Errorf("the space is not part of it: %v", err)
+	}
+}
+
+// echoes says whether a terminal shows what is typed.
+func echoes(t *testing.T, p *ptytest.Terminal) bool {
+	t.Helper()
+	stty := exec.Command("stty", "-a")
+	stty.Stdin = p.TTY
+	out, err := stty.Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return slices.Contains(strings.Fields(string(out)), "echo")
 }

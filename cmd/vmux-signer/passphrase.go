@@ -15,6 +15,7 @@ import (
 
 	"vmux.app/toolkit/internal/cli"
 	"vmux.app/toolkit/internal/keyfile"
+	"vmux.app/toolkit/internal/safetext"
 	"vmux.app/toolkit/internal/signer"
 )
 
@@ -24,9 +25,9 @@ const credentialName = "vmux-signer.passphrase"
 // unlockTime bounds "vmux-signer unlock": the longest wait after wrong ones.
 const unlockTime = 20 * time.Minute
 
-var passphraseFlag = &cli.StringFlag{Name: "passphrase-file", Usage: "take the passphrase from the first line of `FILE`"}
+var passphraseFlag = &cli.StringFlag{Name: "passphrase-file", Usage: "take the passphrase from the first line of `FILE`", TakesFile: true}
 
-// errPassphrase is what is wrong with a passphrase that was given.
+// badPassphrase is what is wrong with a passphrase that was given.
 func badPassphrase(format string, a ...any) error {
 	return &cli.UsageError{Problem: fmt.Sprintf(format, a...), Hint: fmt.Sprintf("write one of 1 to %d bytes on one line", keyfile.MaxPassphrase)}
 }
@@ -69,8 +70,13 @@ func readPassphrase(path string, private bool) ([]byte, error) {
 	}
 	line, rest, _ := bytes.Cut(b, []byte("\n"))
 	line = bytes.TrimSuffix(line, []byte("\r"))
-	if len(line) == 0 || len(line) > keyfile.MaxPassphrase || bytes.IndexByte(line, 0) >= 0 {
-		return nil, badPassphrase("%s has no passphrase", path)
+	switch {
+	case len(line) == 0:
+		return nil, badPassphrase("%s has no passphrase in its first line", path)
+	case len(line) > keyfile.MaxPassphrase:
+		return nil, badPassphrase("%s has a passphrase of more than %d bytes", path, keyfile.MaxPassphrase)
+	case bytes.IndexByte(line, 0) >= 0: // which nobody can type
+		return nil, badPassphrase("%s has a zero byte in its passphrase", path)
 	}
 	if len(bytes.TrimSpace(rest)) > 0 {
 		return nil, badPassphrase("%s has more than one line", path)
@@ -94,8 +100,12 @@ func askPassphrase(c *cli.Context, prompt string) ([]byte, error) {
 			err = signer.ErrProtected
 		}
 	}
-	if err == nil && (len(p) == 0 || len(p) > keyfile.MaxPassphrase) {
-		err = badPassphrase("no passphrase was given")
+	switch {
+	case err != nil:
+	case len(p) == 0:
+		err = badPassphrase("the passphrase is empty")
+	case len(p) > keyfile.MaxPassphrase:
+		err = badPassphrase("the passphrase has more than %d bytes", keyfile.MaxPassphrase)
 	}
 	return p, err
 }
@@ -116,12 +126,17 @@ func passphrase(c *cli.Context, h *signer.Home) ([]byte, error) {
 	return askPassphrase(c, "Passphrase of "+h.Dir())
 }
 
-// newPassphrase is one for keys that have none yet: given, or asked for twice.
-func newPassphrase(c *cli.Context, file string) ([]byte, error) {
-	if file != "" {
-		return readPassphrase(file, true)
+// newPassphrase is one for keys that do not have it yet: in the file of a flag, or
+// asked for twice. none is the flag to have no passphrase.
+func newPassphrase(c *cli.Context, flag, none string) ([]byte, error) {
+	if c.IsSet(flag) {
+		return readPassphrase(c.String(flag), true)
 	}
 	p, err := askPassphrase(c, "New passphrase for the keys")
+	if errors.Is(err, signer.ErrProtected) {
+		return nil, &cli.UsageError{Problem: "there is no terminal to ask for a new passphrase on",
+			Hint: fmt.Sprintf("name a file that has it, --%s FILE, or do without: --%s", flag, none)}
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -154,7 +169,7 @@ func changePassphrase(c *cli.Context) error {
 	}
 	var p []byte
 	if !c.Bool("none") {
-		if p, err = newPassphrase(c, c.String("new-passphrase-file")); err != nil {
+		if p, err = newPassphrase(c, "new-passphrase-file", "none"); err != nil {
 			return err
 		}
 		defer clear(p)
@@ -208,6 +223,9 @@ func lock(c *cli.Context) error {
 	return nil
 }
 
+// maxState bounds the line that names the connected devices, in characters.
+const maxState = 8000
+
 // showStatus prints how the signer is. One that does not run is Offline, which is
 // an answer.
 func showStatus(c *cli.Context) error {
@@ -226,7 +244,7 @@ func showStatus(c *cli.Context) error {
 		return err
 	}
 	cli.From(c).Result(st, func(w io.Writer) {
-		fmt.Fprintln(w, st.State)
+		fmt.Fprintln(w, safetext.Line(st.State, maxState))
 		if st.Address != "" {
 			fmt.Fprintf(w, "listening on %s\n", st.Address)
 		}
@@ -238,9 +256,15 @@ func showStatus(c *cli.Context) error {
 		}
 		switch {
 		case st.Locked:
-			fmt.Fprintf(w, "approvals are locked after %d failures: vmux-signer unlock\n", st.Failures)
+			fmt.Fprintln(w, "locked until the passphrase is given: vmux-signer unlock")
 		case st.NeedsPassphrase:
 			fmt.Fprintln(w, "nothing is signed before the passphrase is given: vmux-signer unlock")
+		}
+		switch {
+		case st.Failures == 1:
+			fmt.Fprintln(w, "1 approval has failed")
+		case st.Failures > 1:
+			fmt.Fprintf(w, "%d approvals in a row have failed\n", st.Failures)
 		}
 		if st.AppLock != "off" {
 			fmt.Fprintf(w, "App Lock is %s\n", st.AppLock)

@@ -186,7 +186,7 @@ func advice() []row {
 		is(phone.ErrDenied, ExitDenied, "accept on the phone and try again, if it was you"),
 		is(phone.ErrTimeout, ExitNoAnswer, "look at the phone, then try again"),
 		is(phone.ErrExpired, ExitFailed, clocks),
-		is(phone.ErrLocked, ExitDenied, "unlock the phone, then try again"),
+		is(phone.ErrLocked, ExitDenied, "unlock the phone (vmux-signer unlock), then try again"),
 		is(phone.ErrUnknownKey, ExitFailed, "see what the phone holds: ssh-add -l"),
 		is(phone.ErrTooMany, ExitFailed, "answer what waits on the phone, then try again"),
 		is(phone.ErrLost, ExitUnreachable, "bring the phone back into this network, then try again"),
@@ -255,8 +255,12 @@ func advice() []row {
 		is(signer.ErrKeyExists, ExitFailed, "choose another label, or remove that key first; see: vmux-signer key list"),
 		is(signer.ErrNoKey, ExitFailed, "see what there is: vmux-signer key list"),
 		is(signer.ErrManyKeys, ExitFailed, "remove one that is not used: vmux-signer key remove LABEL"),
-		is(signer.ErrPassphrase, ExitFailed, "type it again; nobody can find out a passphrase that is forgotten"),
+		is(signer.ErrPassphrase, ExitFailed, "try again; a passphrase that is forgotten cannot be found out: vmux-signer erase, and begin anew"),
 		is(signer.ErrProtected, ExitUsage, "run it in a terminal, or name a file that has it: --passphrase-file FILE"),
+		as(ExitFailed, func(e *signer.ForeignKeyError) string {
+			return "give it the passphrase of the others first: ssh-keygen -p -f " + quote(e.Path)
+		}),
+		is(keyfile.ErrTooLong, ExitUsage, "choose a shorter one"),
 		is(signer.ErrNotProtected, ExitFailed, "give the keys one: vmux-signer passphrase"),
 		is(signer.ErrLocked, ExitFailed, "give the passphrase: vmux-signer unlock"),
 		is(keyfile.ErrBare, ExitUsage, "leave out --no-passphrase; keys in files can be without one"),

@@ -496,7 +496,7 @@ func (p *phone) askpass() *approver {
 	}
 	// The prompt appears under its name when it is whole, and the answer comes
 	// through a named pipe, so that nobody polls. TERM must end the script though
-	// it waits.
+	// it waits. Asked for a passphrase, it prints the answer.
 	script := p.write("askpass", fmt.Sprintf(`#!/bin/sh
 cd %s || exit 1
 mkfifo "$$.answer" || exit 1
@@ -504,6 +504,7 @@ printf '%%s\n' "$1" >"$$.new" && mv "$$.new" "$$.prompt"
 echo "$$" >ready
 read -r answer <"$$.answer"
 rm -f "$$.answer" "$$.prompt"
+[ "$SSH_ASKPASS_PROMPT" ] || { printf '%%s\n' "$answer"; exit; }
 [ "$answer" = yes ]
 `, a.dir), 0o700)
 	if err := syscall.Mkfifo(filepath.Join(a.dir, "ready"), 0o600); err != nil {
