@@ -138,6 +138,10 @@ func serve(c *cli.Context) error {
 	o := signer.Options{
 		Passphrase: secret, AppLock: c.Bool("app-lock"),
 		Listen: c.String("listen"), WakeAddress: c.String("asleep"), Push: push, Advertise: !c.Bool("no-advertise"), Software: "vmux-signer " + cli.Version(), Log: logger(level),
+		Hint: func(err error) string {
+			_, hint := cli.Advice(err)
+			return hint
+		},
 		Event: func(e signer.Event) {
 			switch e.Event {
 			case signer.EventAsleep:

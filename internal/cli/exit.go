@@ -127,6 +127,9 @@ func advice() []row {
 			if errors.Is(e, syscall.ENOSPC) || errors.Is(e, syscall.EDQUOT) {
 				return "make room: df " + quote(filepath.Dir(e.Path))
 			}
+			if errors.Is(e, syscall.EROFS) {
+				return "it is on a file system that is read-only; see which one: df " + quote(filepath.Dir(e.Path))
+			}
 			return "make the directory yours and writable: ls -ld " + quote(filepath.Dir(e.Path))
 		}),
 		as(ExitFailed, func(*store.InvalidError) string {
@@ -263,7 +266,7 @@ func advice() []row {
 		is(keyfile.ErrTooLong, ExitUsage, "choose a shorter one"),
 		is(signer.ErrNotProtected, ExitFailed, "give the keys one: vmux-signer passphrase"),
 		is(signer.ErrLocked, ExitFailed, "give the passphrase: vmux-signer unlock"),
-		is(keyfile.ErrBare, ExitUsage, "leave out --no-passphrase; keys in files can be without one"),
+		is(keyfile.ErrBare, ExitUsage, "leave out --no-passphrase or --none; a home whose keys have none is given one by: vmux-signer passphrase"),
 		is(tpm.ErrNoTPM, ExitFailed, "see what there is: ls -l /dev/tpmrm0; it takes the group tss (sudo usermod -aG tss $USER), and another one is named by VMUX_TPM"),
 		is(tpm.ErrLockout, ExitFailed, "wait for as long as it says with the TPM running, or: tpm2_dictionarylockout --clear-lockout"),
 		is(tpm.ErrOwner, ExitFailed, "the TPM's owner must allow the use without a password: tpm2_changeauth -c owner"),

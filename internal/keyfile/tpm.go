@@ -78,7 +78,7 @@ func (f *File) reprotectTPM(old, passphrase []byte) ([]byte, error) {
 		return nil, ErrBare
 	case len(passphrase) > MaxPassphrase:
 		return nil, ErrTooLong
-	case len(old) == 0:
+	case len(old) == 0 || len(old) > MaxPassphrase: // as in openTPM
 		return nil, ErrPassphrase
 	}
 	k, err := f.hardware.ChangeAuth(f.Device, old, passphrase)

@@ -22,6 +22,7 @@ import (
 
 	"vmux.app/toolkit/internal/envelope"
 	"vmux.app/toolkit/internal/pairing"
+	"vmux.app/toolkit/internal/tpm"
 	"vmux.app/toolkit/internal/unixsock"
 )
 
@@ -107,6 +108,11 @@ var controlKinds = []struct {
 	{"url", pairing.ErrBadURL},
 	{"manyDevices", ErrManyDevices},
 	{"pairing", ErrPairing},
+	{"noTPM", tpm.ErrNoTPM},
+	{"tpmLockout", tpm.ErrLockout},
+	{"tpmOwner", tpm.ErrOwner},
+	{"otherTPM", tpm.ErrOtherTPM},
+	{"tpm", tpm.ErrTPM},
 }
 
 func controlKind(err error) string {

@@ -120,13 +120,19 @@ func initHome(dir, name, device string, create func(comment string) ([]byte, err
 	if err := os.MkdirAll(parent, 0o700); err != nil {
 		return nil, err
 	}
-	made, err := os.MkdirTemp(parent, ".vmux-signer-")
+	sweepUnmade(parent)
+	made, err := os.MkdirTemp(parent, unmadePrefix)
 	if err != nil {
 		return nil, err
 	}
 	defer os.RemoveAll(made) // nothing is left to remove once it has been renamed
 
 	h := newHome(made, func(string) {})
+	release, err := tryLock(h.path(lockName)) // for sweepUnmade, and it goes along with the rename
+	if err != nil {
+		return nil, err
+	}
+	defer release()
 	if err := os.Mkdir(h.path(keysName), 0o700); err != nil {
 		return nil, err
 	}
@@ -158,6 +164,30 @@ func initHome(dir, name, device string, create func(comment string) ([]byte, err
 	h.dir = dir
 	h.recordDone(audit.Record{Event: recordHome, Outcome: "made", Reason: name})
 	return h, nil
+}
+
+// unmadePrefix begins the name of a home that is being made, beside the one it will
+// have.
+const unmadePrefix = ".vmux-signer-"
+
+// sweepUnmade removes homes that killed processes have left half made. Those that
+// are being made are locked. What cannot be removed bothers nobody but who looks.
+func sweepUnmade(parent string) {
+	entries, _ := os.ReadDir(parent)
+	for _, e := range entries {
+		dir := filepath.Join(parent, e.Name())
+		if !strings.HasPrefix(e.Name(), unmadePrefix) || !e.IsDir() || checkPrivate(dir, 0o700) != nil {
+			continue
+		}
+		f, err := os.OpenFile(filepath.Join(dir, lockName), os.O_RDWR, 0)
+		if err != nil {
+			continue // of a process that was killed, or has come, just now
+		}
+		if unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil {
+			_ = os.RemoveAll(dir)
+		}
+		f.Close()
+	}
 }
 
 // CanInit says whether a home can be made, as far as it is known before. Errors:
@@ -206,6 +236,9 @@ func Open(dir string, warn func(string)) (*Home, error) {
 		warn = func(string) {}
 	}
 	h := newHome(dir, warn)
+	if err := h.dropRekeying(); err != nil {
+		h.warn(fmt.Sprintf("%s cannot be removed, keys that are not encrypted may be in it: %v", h.path(rekeyingName), err))
+	}
 	return h, h.finishRekey()
 }
 
@@ -240,7 +273,47 @@ func (h *Home) lock() (release func(), err error) { return h.lockWhile(context.B
 // ErrNotHome when the home was erased meanwhile.
 func (h *Home) lockWhile(ctx context.Context) (release func(), err error) {
 	release, err = h.lockFile(ctx)
-	return h.unlessErased(release, err)
+	if release, err = h.unlessErased(release, err); err != nil {
+		return nil, err
+	}
+	if err := h.sweepLocked(); err != nil {
+		release()
+		return nil, err
+	}
+	return release, nil
+}
+
+// sweepLocked removes what killed processes have left of files that they wrote:
+// private keys may be in them, encrypted or not. The caller holds the home's lock.
+func (h *Home) sweepLocked() error {
+	for _, dir := range []string{h.dir, h.path(keysName)} {
+		entries, err := os.ReadDir(dir)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // who needs it says so
+		}
+		if err != nil {
+			return err
+		}
+		for _, e := range entries {
+			if !isLeft(e.Name()) {
+				continue
+			}
+			if err := os.RemoveAll(filepath.Join(dir, e.Name())); err != nil {
+				return &store.UnwritableError{Path: filepath.Join(dir, e.Name()), Err: err}
+			}
+		}
+	}
+	return nil
+}
+
+// isLeft says whether a name is that of something that is written under the home's
+// lock only, and not whole.
+func isLeft(name string) bool {
+	if name == rekeyingName || strings.HasPrefix(name, newPrefix) {
+		return true
+	}
+	m := temporary.FindStringSubmatch(name)
+	return m != nil && (m[1] == stateName || m[1] == hostsName || m[1] == removedName)
 }
 
 // unlessErased gives a lock up that is that of no home any more.
@@ -288,7 +361,7 @@ func (h *Home) lockServingFile() (release func(), err error) {
 func tryLock(path string) (release func(), err error) {
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
-		return nil, err
+		return nil, &store.UnwritableError{Path: path, Err: err}
 	}
 	for {
 		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
@@ -324,7 +397,7 @@ func checkPrivate(path string, want fs.FileMode) error {
 // writeFile replaces a file: written beside it, synced, renamed.
 func writeFile(path string, data []byte) error {
 	if err := renameio.WriteFile(path, data, 0o600, renameio.WithTempDir(filepath.Dir(path)), renameio.IgnoreUmask()); err != nil {
-		return err
+		return &store.UnwritableError{Path: path, Err: err}
 	}
 	return syncDir(filepath.Dir(path))
 }

@@ -134,9 +134,6 @@ func (h *Home) addKey(label string, passphrase []byte, create func() ([]byte, er
 		if err := h.CheckPassphrase(passphrase); err != nil {
 			return err
 		}
-		if err := h.sweepNew(); err != nil {
-			return err
-		}
 		entries, err := os.ReadDir(h.path(keysName))
 		if err != nil {
 			return err
@@ -217,21 +214,6 @@ func openKey(f *keyfile.File, passphrase []byte) (*keyfile.Key, error) {
 		return nil, ErrPassphrase
 	}
 	return k, err
-}
-
-// sweepNew removes what a killed process left of keys that it wrote. The caller
-// holds the home's lock.
-func (h *Home) sweepNew() error {
-	left, err := filepath.Glob(h.path(filepath.Join(keysName, newPrefix+"*")))
-	if err != nil {
-		return err
-	}
-	for _, path := range left {
-		if err := os.Remove(path); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 // EnableKey enables or disables an identity. Error: ErrNoKey.

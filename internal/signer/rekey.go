@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"vmux.app/toolkit/internal/audit"
 	"vmux.app/toolkit/internal/keyfile"
 )
@@ -61,9 +63,6 @@ func (h *Home) ChangePassphrase(old, passphrase []byte) error {
 		return err
 	}
 	dir := h.path(rekeyingName)
-	if err := os.RemoveAll(dir); err != nil {
-		return err
-	}
 	h.killed()
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return err
@@ -79,7 +78,7 @@ func (h *Home) ChangePassphrase(old, passphrase []byte) error {
 			return &ForeignKeyError{comment, h.keyPath(comment)}
 		}
 		if err != nil {
-			return err
+			return fmt.Errorf("the key %s: %w", comment, err)
 		}
 		h.killed()
 		return writeFile(filepath.Join(dir, name), text)
@@ -113,6 +112,24 @@ func (h *Home) ChangePassphrase(old, passphrase []byte) error {
 	}
 	h.recordDone(audit.Record{Event: recordHome, Outcome: "passphrase changed"})
 	return nil
+}
+
+// dropRekeying removes what a change of the passphrase has left that was cut off
+// before it was complete: keys that are not encrypted may be in it. One that goes on
+// is left alone.
+func (h *Home) dropRekeying() error {
+	if _, err := os.Lstat(h.path(rekeyingName)); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	release, err := tryLock(h.path(lockName))
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer release()
+	return os.RemoveAll(h.path(rekeyingName))
 }
 
 // finishRekey finishes a change of the passphrase that was cut off.

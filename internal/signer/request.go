@@ -17,6 +17,7 @@ import (
 	"vmux.app/toolkit/internal/audit"
 	"vmux.app/toolkit/internal/envelope"
 	"vmux.app/toolkit/internal/signed"
+	"vmux.app/toolkit/internal/tpm"
 	"vmux.app/toolkit/internal/transport"
 )
 
@@ -91,10 +92,15 @@ func requestEvent(device Device, id string, created time.Time) Event {
 // the device is told.
 func (s *server) report(ctx context.Context, start time.Time, e *Event, err error, about ...slog.Attr) error {
 	level := slog.LevelInfo
+	hint := ""
 	e.Outcome = outcomeSigned
 	refuse := func() {
 		answer := answerFor(err)
-		e.Outcome, e.Reason, err = string(answer.Code), answer.Message, answer
+		e.Outcome, e.Reason = string(answer.Code), answer.Message
+		if answer.Code == envelope.CodeInternal { // the device is not told all of it
+			e.Reason, hint = err.Error(), s.hint(err)
+		}
+		err = answer
 		level = slog.LevelWarn
 	}
 	if err != nil {
@@ -115,6 +121,9 @@ func (s *server) report(ctx context.Context, start time.Time, e *Event, err erro
 	}
 	if e.Reason != "" {
 		attrs = append(attrs, slog.String("reason", e.Reason))
+	}
+	if hint != "" {
+		attrs = append(attrs, slog.String("hint", hint))
 	}
 	s.log.LogAttrs(context.WithoutCancel(ctx), level, "request", attrs...)
 	s.event(*e)
@@ -146,7 +155,13 @@ func answerFor(err error) *envelope.Error {
 	case errors.Is(err, context.Canceled):
 		return envelope.Errorf(envelope.CodeDenied, "withdrawn")
 	}
-	return envelope.Errorf(envelope.CodeInternal, "%v", err)
+	// Whose text may name files, programs and what else is nobody's business there.
+	for _, known := range []error{tpm.ErrNoTPM, tpm.ErrLockout, tpm.ErrOwner, tpm.ErrOtherTPM, tpm.ErrTPM, audit.ErrNotRecorded, ErrHomeBusy} {
+		if errors.Is(err, known) {
+			return envelope.Errorf(envelope.CodeInternal, "%v; the signer's log says more", known)
+		}
+	}
+	return envelope.Errorf(envelope.CodeInternal, "the signer could not do it; its log says why")
 }
 
 func (s *server) signLogged(ctx context.Context, pin transport.Pin, device Device, id string, r *envelope.SignRequest, e *Event) ([]byte, error) {

@@ -66,6 +66,9 @@ type Options struct {
 	// Event, when set, is told what happens, one event at a time. It must be
 	// quick.
 	Event func(Event)
+	// Hint, when set, is what the log advises its reader to do about an error of the
+	// signer's own, empty for nothing.
+	Hint func(error) string
 	// Now is the clock for freshness and dates, time.Now when nil.
 	Now func() time.Time
 }
@@ -129,6 +132,7 @@ type server struct {
 	software string
 	prompts  *prompts
 	guard    *guard
+	hint     func(error) string                                // never nil
 	openKey  func(*keyfile.File, []byte) (*keyfile.Key, error) // openKey but in tests
 	seen     seenIDs
 	conns    sync.WaitGroup // goroutines of connections
@@ -299,6 +303,9 @@ func newServer(home *Home, o Options) (*server, error) {
 	}
 	s.prompts = newPrompts(s.counted)
 	s.openKey = openKey
+	if s.hint = o.Hint; s.hint == nil {
+		s.hint = func(error) string { return "" }
+	}
 	if o.Push != nil {
 		s.tell = append(s.tell, o.Push)
 	}
