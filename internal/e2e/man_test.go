@@ -231,6 +231,9 @@ func TestManExitStatus(t *testing.T) {
 			}
 		}
 	}
+	if got, want := pages["vmux.7"].statuses(), []string{"0", "1", "2", "3", "4", "5", "6", "7", "128 + n"}; !slices.Equal(got, want) {
+		t.Errorf("vmux.7 lists the exit statuses %q, there are %q", got, want)
+	}
 	h := newHost(t)
 	h.write("file", "", 0o644)
 	for _, c := range []struct {
@@ -401,6 +404,21 @@ func TestManReferences(t *testing.T) {
 			}
 		}
 	}
+	// vmux(7) leads to every page, and every page to it.
+	refersTo := func(from, to string) bool {
+		return regexp.MustCompile(`(?m)^\.(It )?Xr ` + regexp.QuoteMeta(strings.TrimSuffix(to, filepath.Ext(to))) + " " + to[len(to)-1:] + `\b`).MatchString(pages[from].text)
+	}
+	for name := range pages {
+		if name == "vmux.7" {
+			continue
+		}
+		if !refersTo(name, "vmux.7") {
+			t.Errorf("%s does not refer to vmux(7)", name)
+		}
+		if !refersTo("vmux.7", name) {
+			t.Errorf("vmux.7 does not refer to %s", name)
+		}
+	}
 	readme, err := os.ReadFile("../../README.md")
 	if err != nil {
 		t.Fatal(err)
@@ -445,7 +463,7 @@ func TestInstall(t *testing.T) {
 		t.Fatalf("make install: %v\n%s", err, out)
 	}
 	pages := slices.Sorted(maps.Keys(readPages(t)))
-	for _, want := range []string{"vmux-agent.1", "vmux-cert.1", "vmux-doctor.1", "vmux-pair.1", "vmux-signer.1", "vmux-wake.1", "vmux.toml.5", "vmux-protocol.7", "vmux-security.7"} {
+	for _, want := range []string{"vmux-agent.1", "vmux-cert.1", "vmux-doctor.1", "vmux-pair.1", "vmux-signer.1", "vmux-wake.1", "vmux.toml.5", "vmux.7", "vmux-protocol.7", "vmux-security.7"} {
 		if !slices.Contains(pages, want) {
 			t.Errorf("there is no %s", want)
 		}
