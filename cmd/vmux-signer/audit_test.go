@@ -36,8 +36,13 @@ func signerHome(t *testing.T) (dir string, run func(args ...string) (exit int, s
 		}
 		return cmd.ProcessState.ExitCode(), out.String(), errOut.String()
 	}
-	if exit, _, stderr := run("init", "--quiet", "--name", "Pocket"); exit != 0 {
+	if exit, _, stderr := run("init", "--no-passphrase", "--quiet", "--name", "Pocket"); exit != 0 {
 		t.Fatal(stderr)
+	}
+	for _, name := range []string{"audit.jsonl", "audit.lock"} { // with the record of its making
+		if err := os.Remove(filepath.Join(dir, name)); err != nil {
+			t.Fatal(err)
+		}
 	}
 	return dir, run
 }
