@@ -414,6 +414,19 @@ func TestPassphraseAtTerminal(t *testing.T) {
 			if echoes(t, pty) {
 				t.Errorf("%q: what is typed is shown", c.typed)
 			}
+			if i == 0 {
+				// Stopped and continued: the shell has it shown again.
+				stty := exec.Command("stty", "echo")
+				stty.Stdin = pty.TTY
+				if out, err := stty.CombinedOutput(); err != nil {
+					t.Fatalf("stty: %v: %s", err, out)
+				}
+				cmd.Process.Signal(syscall.SIGCONT)
+				pty.Expect("New passphrase for the keys: ")
+				if echoes(t, pty) {
+					t.Errorf("%q: what is typed is shown after the command went on", c.typed)
+				}
+			}
 			pty.Type(typed)
 		}
 		if c.want != "" {

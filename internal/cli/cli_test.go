@@ -21,10 +21,12 @@ import (
 	"github.com/go-json-experiment/json"
 	"vmux.app/toolkit/internal/agent"
 	"vmux.app/toolkit/internal/audit"
+	"vmux.app/toolkit/internal/keyfile"
 	"vmux.app/toolkit/internal/networks"
 	"vmux.app/toolkit/internal/pairing"
 	"vmux.app/toolkit/internal/phone"
 	"vmux.app/toolkit/internal/ptytest"
+	"vmux.app/toolkit/internal/signer"
 	"vmux.app/toolkit/internal/store"
 	"vmux.app/toolkit/internal/transport"
 	"vmux.app/toolkit/internal/unixsock"
@@ -289,6 +291,16 @@ func TestAdvice(t *testing.T) {
 		{&audit.RefusedError{Path: "/h/audit.jsonl", Mode: os.ModeNamedPipe | 0o600, UID: uint32(os.Geteuid()), Want: 0o600}, 1, "mv /h/audit.jsonl /h/audit.jsonl.old"},
 		{&audit.RefusedError{Path: "/h/audit.jsonl", Mode: 0o640, UID: uint32(os.Geteuid()), Want: 0o600}, 1, "chmod 600 /h/audit.jsonl"},
 		{&audit.RefusedError{Path: "/h/audit.jsonl", Mode: 0o600, UID: uint32(os.Geteuid()) + 1, Want: 0o600}, 1, "chown"},
+		{phone.ErrLocked, 5, "vmux-signer unlock"},
+		{signer.ErrPassphrase, 1, "try again"},
+		{signer.ErrProtected, 2, "--passphrase-file FILE"},
+		{signer.ErrNotProtected, 1, "vmux-signer passphrase"},
+		{signer.ErrLocked, 1, "vmux-signer unlock"},
+		{fmt.Errorf("%w: %w", signer.ErrLocked, signer.ErrNotRecognized), 1, "vmux-signer unlock"},
+		{signer.ErrDenied, 5, "answer"},
+		{&signer.ForeignKeyError{Label: "a", Path: "/a b/keys/a"}, 1, "ssh-keygen -p -f '/a b/keys/a'"},
+		{keyfile.ErrTooLong, 2, "shorter"},
+		{keyfile.ErrDamaged, 1, "backup"},
 		{pairing.ErrBadURL, 2, "URL"},
 		{pairing.ErrDeclined, 5, "accept"},
 	} {

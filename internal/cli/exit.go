@@ -265,6 +265,7 @@ func advice() []row {
 		}),
 		is(keyfile.ErrTooLong, ExitUsage, "choose a shorter one"),
 		is(signer.ErrNotProtected, ExitFailed, "give the keys one: vmux-signer passphrase"),
+		is(signer.ErrDenied, ExitDenied, "answer the question to go on"),
 		is(signer.ErrLocked, ExitFailed, "give the passphrase: vmux-signer unlock"),
 		is(keyfile.ErrBare, ExitUsage, "leave out --no-passphrase or --none; a home whose keys have none is given one by: vmux-signer passphrase"),
 		is(tpm.ErrNoTPM, ExitFailed, "see what there is: ls -l /dev/tpmrm0; it takes the group tss (sudo usermod -aG tss $USER), and another one is named by VMUX_TPM"),

@@ -8,6 +8,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/signal"
+	"sync"
 
 	"golang.org/x/sys/unix"
 	"golang.org/x/term"
@@ -72,8 +74,9 @@ func readLine(ctx context.Context, f *os.File) (string, error) {
 	}
 }
 
-// noEcho has a terminal show nothing of what is typed until restore is called.
-func noEcho(f *os.File) (restore func(), err error) {
+// noEcho has a terminal show nothing of what is typed until restore is called. A shell that continues a command that was
+// stopped (Ctrl-Z) sets the terminal to what it was before; then it is set once more, and resumed is called.
+func noEcho(f *os.File, resumed func()) (restore func(), err error) {
 	fd := int(f.Fd())
 	was, err := unix.IoctlGetTermios(fd, getTermios)
 	if err != nil {
@@ -85,5 +88,24 @@ func noEcho(f *os.File) (restore func(), err error) {
 	if err := unix.IoctlSetTermios(fd, setTermios, &now); err != nil {
 		return nil, fmt.Errorf("cannot hide what is typed: %w", err)
 	}
-	return func() { _ = unix.IoctlSetTermios(fd, setTermios, was) }, nil // a terminal that is gone needs none
+	continued, done := make(chan os.Signal, 1), make(chan struct{})
+	signal.Notify(continued, unix.SIGCONT)
+	var watching sync.WaitGroup
+	watching.Go(func() {
+		for {
+			select {
+			case <-continued:
+				_ = unix.IoctlSetTermios(fd, setTermios, &now) // it worked before
+				resumed()
+			case <-done:
+				return
+			}
+		}
+	})
+	return func() {
+		signal.Stop(continued)
+		close(done)
+		watching.Wait()
+		_ = unix.IoctlSetTermios(fd, setTermios, was) // a terminal that is gone needs none
+	}, nil
 }

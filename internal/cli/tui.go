@@ -326,15 +326,18 @@ func (t *TUI) AskSecret(ctx context.Context, prompt string) ([]byte, error) {
 	if !ok || !t.Interactive() {
 		return nil, ErrNoTerminal
 	}
-	restore, err := noEcho(f)
+	show := func() {
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		t.eraseLocked()
+		fmt.Fprint(t.stderr, safetext.Line(prompt, maxLine))
+	}
+	restore, err := noEcho(f, show)
 	if err != nil {
 		return nil, err
 	}
 	defer restore()
-	t.mu.Lock()
-	t.eraseLocked()
-	fmt.Fprint(t.stderr, safetext.Line(prompt, maxLine))
-	t.mu.Unlock()
+	show()
 	s, err := readLine(ctx, f)
 	t.line("", "") // the end of the line was not shown either
 	return []byte(strings.TrimRight(s, "\r\n")), err
