@@ -144,9 +144,11 @@ func TestNotifierHangs(t *testing.T) {
 		if within == time.Hour {
 			n.Close()
 			n.Notify("two", "2")
+			n.mu.Lock()
 			if n.busy {
-				t.Error("runs again")
+				t.Error("it runs still, or again")
 			}
+			n.mu.Unlock()
 		}
 		untilFree(t, n)
 		var pid int

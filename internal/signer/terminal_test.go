@@ -645,7 +645,9 @@ func TestTerminalBell(t *testing.T) {
 		second := approving(t.Context(), term, testPrompt("two"))
 		pty.Expect("1 more waiting")
 		pty.Type("\t")
-		pty.Expect("two, SHA256")
+		if text := pty.Expect("two, SHA256"); strings.Contains(text, "\a") {
+			t.Errorf("%q", text)
+		}
 		pty.Type("\x03")
 		<-second
 		pty.Expect("one, SHA256")
@@ -723,4 +725,98 @@ func TestTerminalAnswerOfWithdrawn(t *testing.T) {
 		t.Error(err)
 	}
 	pty.Expect("Approve? withdrawn: the device was forgotten")
+}
+
+// What was typed of a passphrase does not stay in memory, however it ends.
+func TestTerminalForgetsTyped(t *testing.T) {
+	t.Parallel()
+	for name, end := range map[string]func(pty *ptytest.Terminal, cancel func()){
+		"Ctrl-C":    func(pty *ptytest.Terminal, _ func()) { pty.Type("\x03") },
+		"Ctrl-D":    func(pty *ptytest.Terminal, _ func()) { pty.Type("\x04") },
+		"Tab":       func(pty *ptytest.Terminal, _ func()) { pty.Type("\t") },
+		"Ctrl-U":    func(pty *ptytest.Terminal, _ func()) { pty.Type("\x15") },
+		"Backspace": func(pty *ptytest.Terminal, _ func()) { pty.Type("\x7f\x7f\x7f\x7f\x7f\x7f") },
+		"withdrawn": func(_ *ptytest.Terminal, cancel func()) { cancel() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			pty, term := ask80(t, 0)
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			approving(ctx, term, needing("work", (&lock{}).unlock))
+			pty.Expect(passphraseQuestion)
+			approving(t.Context(), term, testPrompt("next"))
+			pty.Expect("1 more waiting")
+			var buf []byte
+			typed := func(want string) bool {
+				term.mu.Lock()
+				defer term.mu.Unlock()
+				if term.typed != nil && buf == nil {
+					buf = term.typed[:cap(term.typed)]
+				}
+				return strings.TrimRight(string(buf), "\x00") == want
+			}
+			pty.Type("secret")
+			until(t, "what is typed is there", func() bool { return typed("secret") })
+			end(pty, cancel)
+			until(t, "what was typed is gone", func() bool { return typed("") })
+		})
+	}
+}
+
+// until waits for a condition, for as long as a terminal is waited for.
+func until(t testing.TB, what string, done func() bool) {
+	t.Helper()
+	late := time.After(10 * time.Second)
+	for !done() {
+		select {
+		case <-late:
+			t.Fatalf("never: %s", what)
+		case <-time.After(time.Millisecond):
+		}
+	}
+}
+
+// A passphrase that is being checked when the door shuts counts, and is asked for
+// again afterwards when it is wrong.
+func TestTerminalCheckedBehindDoor(t *testing.T) {
+	t.Parallel()
+	pty, term := ask80(t, 0)
+	given, result := make(chan []byte), make(chan error)
+	first := approving(t.Context(), term, needing("first", func(b []byte) error {
+		given <- b
+		return resultOf(t, result)
+	}))
+	pty.Expect(passphraseQuestion)
+	pty.Type("wrong\n")
+	<-given
+	for _, c := range []struct {
+		result error
+		says   string
+	}{{ErrPassphrase, ""}, {nil, "Approve? approved"}} {
+		door := unlocking(t.Context(), term, (&lock{right: "right"}).unlock)
+		pty.Expect("Approve? waits")
+		pty.Expect("Passphrase (empty denies): ")
+		result <- c.result
+		until(t, "the check is over", func() bool {
+			term.mu.Lock()
+			defer term.mu.Unlock()
+			return !slices.ContainsFunc(term.asks, func(a *ask) bool { return a.checking })
+		})
+		pty.Expect(c.says)
+		pty.Type("right\n")
+		if err := <-door; err != nil {
+			t.Fatal(err)
+		}
+		pty.Expect("Unlock? unlocked")
+		if c.result != nil {
+			unanswered(t, first, "by a wrong one")
+			pty.Expect(passphraseQuestion)
+			pty.Type("right\n")
+			<-given
+		}
+	}
+	if err := <-first; err != nil {
+		t.Error(err)
+	}
 }
