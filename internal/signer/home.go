@@ -121,18 +121,14 @@ func initHome(dir, name, device string, create func(comment string) ([]byte, err
 		return nil, err
 	}
 	sweepUnmade(parent)
-	made, err := os.MkdirTemp(parent, unmadePrefix)
+	made, release, err := makeUnmade(parent)
 	if err != nil {
 		return nil, err
 	}
 	defer os.RemoveAll(made) // nothing is left to remove once it has been renamed
+	defer release()
 
 	h := newHome(made, func(string) {})
-	release, err := tryLock(h.path(lockName)) // for sweepUnmade, and it goes along with the rename
-	if err != nil {
-		return nil, err
-	}
-	defer release()
 	if err := os.Mkdir(h.path(keysName), 0o700); err != nil {
 		return nil, err
 	}
@@ -170,6 +166,25 @@ func initHome(dir, name, device string, create func(comment string) ([]byte, err
 // have.
 const unmadePrefix = ".vmux-signer-"
 
+// makeUnmade makes such a directory, and locks it for sweepUnmade. The lock goes along
+// with a rename.
+func makeUnmade(parent string) (dir string, release func(), err error) {
+	for range 10 { // others that sweep in just that moment
+		if dir, err = os.MkdirTemp(parent, unmadePrefix); err != nil {
+			return "", nil, err
+		}
+		release, err = tryLock(filepath.Join(dir, lockName))
+		if err == nil {
+			return dir, release, nil
+		}
+		_ = os.RemoveAll(dir) // the error that matters is err
+		if !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.EWOULDBLOCK) {
+			break
+		}
+	}
+	return "", nil, err
+}
+
 // sweepUnmade removes homes that killed processes have left half made. Those that
 // are being made are locked. What cannot be removed bothers nobody but who looks.
 func sweepUnmade(parent string) {
@@ -181,7 +196,8 @@ func sweepUnmade(parent string) {
 		}
 		f, err := os.OpenFile(filepath.Join(dir, lockName), os.O_RDWR, 0)
 		if err != nil {
-			continue // of a process that was killed, or has come, just now
+			_ = unix.Rmdir(dir) // nothing is in it yet; one whose process lives is made again
+			continue
 		}
 		if unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil {
 			_ = os.RemoveAll(dir)
