@@ -85,7 +85,7 @@ func (s *stage) play() error {
 		return err
 	}
 
-	say("A phone. Its keys stay in its home; here a signer on this computer plays it.")
+	say("A phone. Its keys stay in its home; here a signer on this computer plays it, without a passphrase.")
 	if err := s.show("vmux-signer init --no-passphrase --name Pocket", "vmux-signer", "init", "--no-passphrase", "--name", "Pocket"); err != nil {
 		return err
 	}
