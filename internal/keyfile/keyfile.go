@@ -19,6 +19,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/big"
 
 	"golang.org/x/crypto/ssh"
 
@@ -75,11 +76,17 @@ type Key struct {
 	private crypto.Signer
 }
 
+// scalar is where a private key keeps it.
+func scalar(k *ecdsa.PrivateKey) []big.Word {
+	//lint:ignore SA1019 PrivateKey.Bytes gives a copy, and what is to be overwritten is the original
+	return k.D.Bits()
+}
+
 // Wipe overwrites the private key, of which the runtime may have left copies.
 func (k *Key) Wipe() {
 	switch p := k.private.(type) {
 	case *ecdsa.PrivateKey:
-		clear(p.D.Bits())
+		clear(scalar(p))
 	case ed25519.PrivateKey:
 		clear(p)
 	case *inTPM:

@@ -224,7 +224,7 @@ func TestWipe(t *testing.T) {
 		left := 0
 		switch p := k.private.(type) {
 		case *ecdsa.PrivateKey:
-			for _, word := range p.D.Bits()[:cap(p.D.Bits())] {
+			for _, word := range scalar(p)[:cap(scalar(p))] {
 				if word != 0 {
 					left++
 				}
