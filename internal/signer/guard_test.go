@@ -700,6 +700,13 @@ func TestThreat_G04_PassphraseBeforePrompts(t *testing.T) {
 		pass()
 		approve(done)
 
+		// An approval that comes after it was shut does not open it.
+		time.Sleep(appLockIdle / 2)
+		done = ask()
+		time.Sleep(appLockIdle/2 + time.Second)
+		approve(done)
+		state("shut")
+
 		// A question for the passphrase that says it was answered was not.
 		wants(t, "lock", s.lock(), nil)
 		done = ask()
@@ -735,6 +742,70 @@ func TestThreat_G04_WithdrawnAtTheDoor(t *testing.T) {
 		ends(t, second, envelope.CodeExpired)
 		if next.ctx.Err() == nil || s.status().AppLock != "shut" {
 			t.Errorf("%v, App Lock is %s", next.ctx.Err(), s.status().AppLock)
+		}
+	})
+}
+
+// What the owner has locked asks for the passphrase once, also without App Lock.
+func TestLockWithoutAppLock(t *testing.T) {
+	t.Parallel()
+	h := protectedHome(t)
+	synctest.Test(t, func(t *testing.T) {
+		o := newOwner()
+		s := guarded(t, h, Options{Approver: o})
+		wants(t, "lock", s.lock(), nil)
+		if !s.status().Locked {
+			t.Errorf("%+v", s.status())
+		}
+		done := start(t.Context(), s, "a", request(s, "work", 1))
+		synctest.Wait()
+		if len(o.asked) > 0 {
+			t.Fatal("a prompt is shown")
+		}
+		d := <-o.doors
+		wants(t, "right", d.try(right()), nil)
+		d.reply <- nil
+		q := <-o.asked
+		wants(t, "right", q.prompt.Unlock(right()), nil)
+		q.reply <- nil
+		ends(t, done, "")
+		if s.status().Locked || s.shut() != "" {
+			t.Errorf("%+v, %s", s.status(), s.shut())
+		}
+	})
+}
+
+// belated is an Approver that approves what was withdrawn.
+type belated struct{}
+
+func (belated) Approve(ctx context.Context, p *Prompt) error {
+	err := p.Unlock(right())
+	<-ctx.Done()
+	return err
+}
+
+func (belated) AskPassphrase(context.Context, string, func([]byte) error) error { return ErrDenied }
+
+// The key of an approval that comes too late is overwritten.
+func TestKeyOfALateApproval(t *testing.T) {
+	t.Parallel()
+	h := protectedHome(t)
+	synctest.Test(t, func(t *testing.T) {
+		s := guarded(t, h, Options{Approver: belated{}})
+		var key *keyfile.Key
+		s.openKey = func(f *keyfile.File, p []byte) (*keyfile.Key, error) {
+			var err error
+			key, err = openKey(f, p)
+			return key, err
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		done := start(ctx, s, "a", request(s, "work", 1))
+		synctest.Wait()
+		cancel()
+		ends(t, done, envelope.CodeDenied)
+		s.prompts.wait()
+		if sig, err := key.Sign(rand.Reader, []byte("x")); err == nil && key.PublicKey().Verify([]byte("x"), sig) == nil {
+			t.Error("the key is left")
 		}
 	})
 }

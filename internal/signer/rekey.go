@@ -69,11 +69,7 @@ func (h *Home) ChangePassphrase(old, passphrase []byte) error {
 	}
 	defer os.RemoveAll(dir) // gone by its other name when all went well
 	put := func(name, comment string, f *keyfile.File) error {
-		passphraseNow := old
-		if !f.Encrypted {
-			passphraseNow = nil
-		}
-		text, err := f.Reprotect(passphraseNow, comment, passphrase)
+		text, err := f.Reprotect(old, comment, passphrase)
 		if errors.Is(err, keyfile.ErrPassphrase) {
 			return &ForeignKeyError{comment, h.keyPath(comment)}
 		}
