@@ -79,6 +79,7 @@ type Key struct {
 func (k *Key) Wipe() {
 	switch p := k.private.(type) {
 	case *ecdsa.PrivateKey:
+		//lint:ignore SA1019 nothing else overwrites it
 		clear(p.D.Bits())
 	case ed25519.PrivateKey:
 		clear(p)

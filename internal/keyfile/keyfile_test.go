@@ -224,7 +224,9 @@ func TestWipe(t *testing.T) {
 		left := 0
 		switch p := k.private.(type) {
 		case *ecdsa.PrivateKey:
-			for _, word := range p.D.Bits()[:cap(p.D.Bits())] {
+			//lint:ignore SA1019 as Wipe
+			words := p.D.Bits()
+			for _, word := range words[:cap(words)] {
 				if word != 0 {
 					left++
 				}
