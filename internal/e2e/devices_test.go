@@ -162,3 +162,63 @@ func TestThreat_N02_TwoDevices(t *testing.T) {
 	p.serving.stop(syscall.SIGTERM)
 	p.becomes("Offline")
 }
+
+// C05: the ids of what was asked are used up although the signer is killed, be it
+// after the signature or while the owner is asked, and however often it is started
+// again. What is old by then is refused as that.
+func TestThreat_C05_KilledSignerRemembersIDs(t *testing.T) {
+	t.Parallel()
+	p := newPhone(t)
+	owner := p.askpass()
+	p.serve("--approve", "askpass")
+	thief := newRaw(t)
+	thief.join(p)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*patience)
+	defer cancel()
+
+	l := thief.open(p)
+	now := time.Now()
+	signed, shown, old := l.loginRequest(now), l.loginRequest(now), l.loginRequest(now.Add(-58*time.Second))
+	answers := make(chan error, 1)
+	call := func(id string, q *envelope.SignRequest) <-chan error {
+		go func() {
+			_, err := l.Call(ctx, id, q)
+			answers <- err
+		}()
+		return answers
+	}
+	call("signed", signed)
+	owner.next().approve()
+	if err := soon(t, "answer", answers); err != nil {
+		t.Fatal(err)
+	}
+	call("shown", shown)
+	prompt := owner.next()
+	p.serving.stop(syscall.SIGKILL)
+	prompt.deny() // the program outlives a signer that is killed
+	if err := soon(t, "end", answers); err == nil {
+		t.Error("signed by a signer that was killed")
+	}
+	for range 2 {
+		p.serve("--approve", "always") // which would sign all that it gets to
+		l = thief.open(p)
+		for id, q := range map[string]*envelope.SignRequest{"signed": signed, "shown": shown} {
+			if _, err := l.Call(ctx, id, q); codeOf(err) != envelope.CodeBadRequest {
+				t.Errorf("the id of what was %s, again: %v", id, err)
+			}
+		}
+		p.serving.stop(syscall.SIGKILL)
+	}
+	p.serve("--approve", "always")
+	l = thief.open(p)
+	if _, err := l.Call(ctx, "other", shown); err != nil { // in time and under an id of its own
+		t.Errorf("a new request for the same: %v", err)
+	}
+	eventually(t, "the request to be old", func() bool { return time.Since(old.CreatedAt.Time) > 61*time.Second })
+	if _, err := l.Call(ctx, "old", old); codeOf(err) != envelope.CodeExpired {
+		t.Errorf("a request of a minute ago: %v", err)
+	}
+	if out := p.ok("vmux-signer", "audit", "--verify"); !strings.HasPrefix(out, "whole: ") {
+		t.Error(out)
+	}
+}
