@@ -385,3 +385,245 @@ func TestKilled(t *testing.T) {
 		}
 	})
 }
+
+// says runs a command whose exit status and standard error match.
+func (v *survivor) says(args string, exit int, stderr string) {
+	v.t.Helper()
+	e, out, errs := v.run(args)
+	if e != exit || !regexp.MustCompile(stderr).MatchString(errs) {
+		v.t.Errorf("vmux-signer %s: exit %d, want %d\n%s%swant %s", args, e, exit, out, errs, stderr)
+	}
+}
+
+// serves starts the signer, waits until it listens and its log has matched, and ends
+// it.
+func (v *survivor) serves(log string, meanwhile func()) {
+	v.t.Helper()
+	c := v.cmd("serve --approve always --no-advertise --listen 127.0.0.1:0")
+	r, w, err := os.Pipe()
+	if err != nil {
+		v.t.Fatal(err)
+	}
+	defer r.Close()
+	c.Stderr = w
+	if err := c.Start(); err != nil {
+		v.t.Fatal(err)
+	}
+	w.Close()
+	_ = r.SetReadDeadline(time.Now().Add(30 * time.Second)) // a pipe has deadlines
+	var text []byte
+	re := regexp.MustCompile("(?s)" + log)
+	for b := make([]byte, 4096); !re.Match(text) || !bytes.Contains(text, []byte("listening on ")); {
+		n, err := r.Read(b)
+		text = append(text, b[:n]...)
+		if err != nil {
+			v.t.Errorf("serve says %s, which does not match %s", text, log)
+			break
+		}
+	}
+	if meanwhile != nil {
+		meanwhile()
+	}
+	_ = c.Process.Signal(syscall.SIGTERM) // fails when it has ended, which Wait tells
+	if err := c.Wait(); err != nil {
+		v.t.Errorf("serve: %v\n%s", err, text)
+	}
+}
+
+// holds reports whether a file somewhere in the home has this content, and nothing
+// else was lost: what was damaged is there for its owner to look at.
+func (v *survivor) holds(content string) bool {
+	v.t.Helper()
+	found := false
+	err := filepath.WalkDir(v.home, func(path string, d fs.DirEntry, err error) error {
+		if err == nil && d.Type().IsRegular() {
+			b, err := os.ReadFile(path)
+			found = found || err == nil && bytes.HasPrefix(b, []byte(content))
+		}
+		return err
+	})
+	if err != nil {
+		v.t.Error(err)
+	}
+	return found
+}
+
+// A damaged file is said, with what to do, and set aside or left as it is. What does
+// not need it goes on.
+func TestDamagedFiles(t *testing.T) {
+	t.Parallel()
+	from := newSurvivor(t)
+	from.ok("key add gone")
+	from.ok("key remove gone")
+	const junk = "junk\n"
+	const state = `warning: \S+/state\.json was damaged \(.*\) and is now \S+/state\.json\.damaged-1: no device is paired and every key is disabled; use "vmux-signer key enable"`
+	all := []string{"key list", "status", "devices", "hosts", "audit", "key add other"}
+	for file, c := range map[string]struct {
+		// args are commands that say it, with exit status and what they say; "serve" with
+		// status 0 goes on.
+		args map[string]string
+		// goOn are commands that work and say nothing.
+		goOn []string
+	}{
+		"link-key.pem": {map[string]string{
+			"1 serve": `(?m)^error: the key by which devices know this signer cannot be used: \S+/link-key\.pem .*\nhint: restore link-key\.pem from a backup, or move it away; every device`,
+		}, append(all, "revoke", "audit --verify")},
+		"ca": {map[string]string{
+			"1 serve":         `(?m)^error: the certificate authority's key cannot be used: \S+/ca: .*\nhint: restore the file ca from a backup; without one, revoke`,
+			"1 key add other": `\Aerror: the certificate authority's key cannot be used: \S+/ca: .*\nhint: restore the file ca`,
+			"1 revoke":        `error: the list is not complete: the certificate authority's key is not known: .*\nhint: find its line`,
+		}, []string{"key list", "status", "devices", "hosts", "audit", "audit --verify", "key remove work"}},
+		"keys/work": {map[string]string{
+			"0 serve":  `msg="key cannot be used" key=work reason="\S+/keys/work: not a private key`,
+			"1 revoke": `error: the list is not complete: the key work is not known: .*\nhint: find its line`,
+		}, append(all, "audit --verify")},
+		"state.json": {map[string]string{
+			"0 serve": state, "0 key list": state, "0 status": state, "0 devices": state, "0 key add other": state,
+		}, []string{"hosts", "revoke", "audit", "audit --verify"}},
+		"hosts.json": {map[string]string{
+			"0 serve": `warning: \S+/hosts\.json was damaged \(.*\) and is now \S+/hosts\.json\.damaged-1: no host key is remembered`,
+			"0 hosts": `warning: \S+/hosts\.json was damaged`,
+		}, []string{"key list", "status", "devices", "revoke", "audit", "audit --verify", "key add other"}},
+		"certificates.toml": {map[string]string{
+			"0 serve": `level=ERROR msg="no certificate is signed until this is mended" reason="\S+/certificates\.toml: line 1`,
+		}, append(all, "revoke", "audit --verify")},
+		"audit.jsonl": {map[string]string{
+			"0 serve":          `level=ERROR msg="the audit log is not as it was written" reason="audit\.jsonl:1: .*hint="compare the files with a backup`,
+			"0 audit":          `\Awarning: audit\.jsonl:1: .*; see: vmux-signer audit --verify\n`,
+			"1 audit --verify": `\Aerror: the audit log is not as it was written: audit\.jsonl:1: .*\nhint: compare`,
+		}, []string{"key list", "status", "devices", "hosts", "revoke", "key add other"}},
+		"removed.pub": {map[string]string{
+			"1 revoke": `error: the list is not complete: \S+/removed\.pub, line 1: .*\nhint: find its line`,
+		}, append(all, "audit --verify", "key remove work")},
+	} {
+		t.Run(strings.ReplaceAll(file, "/", "-"), func(t *testing.T) {
+			t.Parallel()
+			damaged := func() *survivor {
+				v := from.copied(t)
+				v.write(file, junk)
+				return v
+			}
+			check := func(v *survivor, args string) {
+				t.Helper()
+				if !v.holds(junk) {
+					t.Errorf("%s: what was in %s is gone", args, file)
+				}
+				lost := []string{"ca", "link-key.pem", "keys/default", "certificates.toml", "hosts.json", "removed.pub"}
+				for _, name := range lost {
+					was, _ := os.ReadFile(filepath.Join(from.home, name))
+					if now, _ := os.ReadFile(filepath.Join(v.home, name)); name != file && !strings.HasPrefix(args, "key remove") && !bytes.Equal(was, now) {
+						t.Errorf("%s: %s has changed as well", args, name)
+					}
+				}
+			}
+			for said, want := range c.args {
+				status, args, _ := strings.Cut(said, " ")
+				v := damaged()
+				switch said {
+				case "0 serve":
+					v.serves(want, nil)
+				case "1 serve":
+					v.says("serve --approve always --no-advertise --listen 127.0.0.1:0", 1, want)
+				default:
+					v.says(args, int(status[0]-'0'), want)
+				}
+				check(v, args)
+			}
+			for _, args := range c.goOn {
+				v := damaged()
+				v.ok(args)
+				check(v, args)
+			}
+		})
+	}
+
+	// What has the path of the control socket is of the running one.
+	v := from.copied(t)
+	v.serves("", func() {
+		for _, junk := range []string{junk, "", "/nowhere\n", strings.Repeat("x", 9000), "\x00"} {
+			v.write("control.path", junk)
+			if out := v.ok("status"); !strings.HasPrefix(out, "Advertising\n") {
+				t.Errorf("status with control.path %q: %s", junk, out)
+			}
+			v.ok("key disable work")
+		}
+	})
+	// A signer without its key is another one, and says so.
+	if err := os.Remove(filepath.Join(v.home, "link-key.pem")); err != nil {
+		t.Fatal(err)
+	}
+	v.serves(`warning: \S+/link-key\.pem is missing, and a new one is made: every device has to pair again`, nil)
+}
+
+// The second signer of a home is refused, and the first goes on as if nothing had
+// been.
+func TestTwoSigners(t *testing.T) {
+	t.Parallel()
+	v := newSurvivor(t)
+	v.serves("", func() {
+		before := v.ok("status --json")
+		for range 3 {
+			v.says("serve --approve always --no-advertise --listen 127.0.0.1:0", 1,
+				`(?m)^error: another vmux-signer serves this home: \S+/h\nhint: use the one that runs, or end it first\n\z`)
+		}
+		v.says("erase --yes", 1, `(?m)^error: another vmux-signer serves this home`)
+		if after := v.ok("status --json"); after != before {
+			t.Errorf("the first one's status is %s, was %s", after, before)
+		}
+		v.ok("key disable work")
+	})
+	if out := v.ok("audit --verify"); !strings.HasPrefix(out, "whole: ") || strings.Count(v.ok("audit"), "started") != 1 {
+		t.Errorf("%s%s", out, v.ok("audit"))
+	}
+}
+
+// On a file system that is read-only, what only reads works, and what writes says
+// why not.
+func TestReadOnlyHome(t *testing.T) {
+	t.Parallel()
+	v := newSurvivor(t)
+	v.ok("key add gone")
+	v.ok("key remove gone")
+	run := func(args string) (exit int, stdout, stderr string) {
+		t.Helper()
+		const script = `mount --make-rprivate / && mount --bind "$VMUX_SIGNER_HOME" "$VMUX_SIGNER_HOME" && mount -o remount,bind,ro "$VMUX_SIGNER_HOME" || exit 99; exec vmux-signer "$@"`
+		c := v.cmd(args)
+		c.Path, c.Args = "/bin/sh", append([]string{"sh", "-c", script}, c.Args...)
+		c.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS}
+		if uid := os.Getuid(); uid != 0 {
+			c.SysProcAttr.Cloneflags |= syscall.CLONE_NEWUSER
+			c.SysProcAttr.UidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: uid, Size: 1}}
+			c.SysProcAttr.GidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getgid(), Size: 1}}
+		}
+		var out, errs bytes.Buffer
+		c.Stdout, c.Stderr = &out, &errs
+		err := c.Run()
+		if c.ProcessState == nil || c.ProcessState.ExitCode() == 99 {
+			if os.Getenv("CI") == "true" {
+				t.Fatalf("no mount namespace: %v %s", err, &errs)
+			}
+			t.Skipf("no mount namespace: %v %s", err, &errs)
+		}
+		return c.ProcessState.ExitCode(), out.String(), errs.String()
+	}
+	for args, want := range map[string]string{
+		"key list": `(?m)^work +enabled`, "status": `\AOffline\n`, "devices": `\Alaptop `, "hosts": `\Aprod `,
+		"revoke": `(?m)^# the removed key gone, `, "audit": `(?m) key .*removed`, "audit --verify": `\Awhole: `,
+	} {
+		exit, out, errs := run(args + " --quiet")
+		if exit != 0 || errs != "" || !regexp.MustCompile(want).MatchString(out) {
+			t.Errorf("vmux-signer %s: exit %d\n%s%s", args, exit, out, errs)
+		}
+	}
+	for args, file := range map[string]string{
+		"serve --approve always --no-advertise --listen 127.0.0.1:0": "serve.lock", "key add new": "lock", "key remove work": "lock",
+		"key disable work": "lock", "forget laptop": "lock", "hosts remove prod": "lock", "passphrase --new-passphrase-file pass": "lock", "erase --yes": "serve.lock",
+	} {
+		exit, _, errs := run(args + " --quiet")
+		want := fmt.Sprintf("(?m)^error: cannot write %s/%s: read-only file system\nhint: it is on a file system that is read-only; see which one: df %[1]s\n\\z", v.home, file)
+		if exit != 1 || !regexp.MustCompile(want).MatchString(errs) {
+			t.Errorf("vmux-signer %s: exit %d\n%swant %s", args, exit, errs, want)
+		}
+	}
+	v.ok("key disable work") // it is writable again
+}

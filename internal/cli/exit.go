@@ -85,6 +85,10 @@ func as[E error](exit int, hint func(E) string) row {
 // advice is the table: one group for each package, the more special error before the more general one.
 func advice() []row {
 	return append(doctorAdvice(), []row{
+		// signer's own of store and keyfile
+		is(signer.ErrLinkKey, ExitFailed, "restore link-key.pem from a backup, or move it away; every device has to pair again then: vmux-signer pair"),
+		is(signer.ErrAuthority, ExitFailed, "restore the file ca from a backup; without one, revoke what it signed and begin anew: vmux-signer erase, vmux-signer init"),
+
 		// store
 		is(store.ErrNoHome, ExitUsage, "set HOME to your home directory, as in HOME=/home/me"),
 		is(store.ErrBusy, ExitFailed, "look for a stopped vmux command (ps -u $USER | grep vmux), end it and try again"),

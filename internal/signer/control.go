@@ -408,6 +408,10 @@ func (h *Home) dialControl(ctx context.Context) (*controlConn, error) {
 	}
 	var d net.Dialer
 	c, err := d.DialContext(ctx, "unix", path)
+	if own := h.path(controlName); err != nil && path != own { // what was recorded may be damaged
+		path = own
+		c, err = d.DialContext(ctx, "unix", path)
+	}
 	if err != nil {
 		if ctx.Err() != nil {
 			return nil, context.Cause(ctx)

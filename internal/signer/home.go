@@ -47,11 +47,14 @@ const lockWait = 5 * time.Second
 
 // Errors of a home that its owner can mend.
 var (
-	ErrNotHome      = errors.New("not a signer home")
-	ErrHomeExists   = errors.New("a signer home exists already")
-	ErrDirNotEmpty  = errors.New("the directory is not empty")
-	ErrHomeBusy     = errors.New("another command is changing the signer home")
-	ErrServing      = errors.New("another vmux-signer serves this home")
+	ErrNotHome     = errors.New("not a signer home")
+	ErrHomeExists  = errors.New("a signer home exists already")
+	ErrDirNotEmpty = errors.New("the directory is not empty")
+	ErrHomeBusy    = errors.New("another command is changing the signer home")
+	ErrServing     = errors.New("another vmux-signer serves this home")
+	// ErrLinkKey and ErrAuthority are of keys without which the signer is another one.
+	ErrLinkKey      = errors.New("the key by which devices know this signer cannot be used")
+	ErrAuthority    = errors.New("the certificate authority's key cannot be used")
 	ErrStateVersion = errors.New("the state was written by a newer vmux-signer")
 )
 
@@ -265,9 +268,19 @@ func isHome(dir string) bool {
 	return err == nil && fi.Mode().IsRegular()
 }
 
-// LinkKey is the private key of the signer's device certificate.
+// LinkKey is the private key of the signer's device certificate. Where it is gone, a
+// new one is made and that is said. Error: ErrLinkKey.
 func (h *Home) LinkKey() (*ecdsa.PrivateKey, error) {
-	return store.LinkKey(h.path(linkKeyName))
+	path := h.path(linkKeyName)
+	if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) {
+		h.warn(fmt.Sprintf("%s is missing, and a new one is made: every device has to pair again", path))
+	}
+	key, err := store.LinkKey(path)
+	var wrong *store.KeyError
+	if errors.As(err, &wrong) {
+		err = fmt.Errorf("%w: %w", ErrLinkKey, err)
+	}
+	return key, err
 }
 
 // CA is the public key of the certificate authority.
@@ -279,8 +292,15 @@ func (h *Home) CA() (ssh.PublicKey, error) {
 	return f.Public, nil
 }
 
-// authority is the key of the certificate authority.
-func (h *Home) authority() (*keyfile.File, error) { return h.readKey(h.path(caName)) }
+// authority is the key of the certificate authority. Errors: ErrAuthority, those of
+// readKey.
+func (h *Home) authority() (*keyfile.File, error) {
+	f, err := h.readKey(h.path(caName))
+	if errors.Is(err, keyfile.ErrDamaged) {
+		err = fmt.Errorf("%w: %w", ErrAuthority, err)
+	}
+	return f, err
+}
 
 // lock takes the lock under which files change.
 func (h *Home) lock() (release func(), err error) { return h.lockWhile(context.Background()) }

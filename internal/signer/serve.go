@@ -237,6 +237,7 @@ func Serve(ctx context.Context, home *Home, o Options) error {
 		})
 	}
 	s.recordLife(ctx, recordStarted)
+	services.Go(s.checkLog)
 	s.accept(ctx, listener)
 	stop()
 	defer s.recordLife(ctx, recordStopped)
@@ -244,6 +245,15 @@ func Serve(ctx context.Context, home *Home, o Options) error {
 	s.prompts.wait()
 	s.memory.Wait()
 	return nil
+}
+
+// checkLog says when the audit log is not whole. The signer goes on with it.
+func (s *server) checkLog() {
+	_, err := audit.Verify(s.home.dir)
+	var broken *audit.BrokenError
+	if errors.As(err, &broken) {
+		s.log.Error("the audit log is not as it was written", "reason", err, "hint", s.hint(err))
+	}
 }
 
 // listenError is a *ListenError.
