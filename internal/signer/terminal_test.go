@@ -407,7 +407,7 @@ func TestTerminalList(t *testing.T) {
 	// The seconds count down, in the list, too.
 	drawn(pty, s, "59 s left", question)
 	s.wants(question, "   69 s  From laptop-1")
-	pty.Type("ye\ts\n") // what was typed for the first is not for the second
+	pty.Type("ye\t") // what was typed for the first is not for the second
 	s.feed(pty.Expect("From laptop-1"))
 	drawn(pty, s, "2 more waiting (Tab)", question)
 	s.wants(Title, "From laptop-1", question, "   79 s  From 漢漢", "   59 s  From laptop-0")
