@@ -219,7 +219,7 @@ func TestBroken(t *testing.T) {
 		{"disk nearly full", func(p *patient) { p.Space = func(string) (uint64, error) { return 2 << 20, nil } },
 			want{id: "disk", level: warn, found: "2048 KiB left", do: "make room: df"}},
 		{"read-only disk", func(p *patient) { p.Space = func(string) (uint64, error) { return 0, syscall.EROFS } },
-			want{id: "disk", level: fail, found: "read-only file system", do: "make the directory yours"}},
+			want{id: "disk", level: fail, found: "read-only file system", do: "it is on a file system that is read-only"}},
 		{"link key open", func(p *patient) { p.chmod(linkKey, 0o640) },
 			want{id: "link-key", level: fail, found: "mode 0640", do: "chmod 600"}},
 		{"link key damaged", func(p *patient) { write(p.t, p.file(linkKey), "x", 0o600) },

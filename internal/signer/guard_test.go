@@ -280,10 +280,14 @@ func TestThreat_T06_CountedBeforeTheCheck(t *testing.T) {
 	t.Parallel()
 	h := protectedHome(t)
 	synctest.Test(t, func(t *testing.T) {
+		killed := make(chan struct{})
+		t.Cleanup(func() {
+			h.dir = t.TempDir() // nothing is put right any more
+			close(killed)
+		})
 		for i := range maxFailures {
 			o := newOwner()
 			s := guarded(t, h, Options{Approver: o})
-			killed := make(chan struct{})
 			s.openKey = func(*keyfile.File, []byte) (*keyfile.Key, error) {
 				if n := failuresOnDisk(t, h); n != i+1 {
 					t.Errorf("try %d is looked at with %d failures on disk", i+1, n)
@@ -299,10 +303,6 @@ func TestThreat_T06_CountedBeforeTheCheck(t *testing.T) {
 			if s.current().locked() || s.shut() != "" || s.status().Locked || s.status().Failures != i {
 				t.Errorf("while try %d is looked at: %q, %+v", i+1, s.shut(), s.status())
 			}
-			t.Cleanup(func() {
-				h.dir = t.TempDir() // nothing is put right any more
-				close(killed)
-			})
 			cancel()
 		}
 		s := guarded(t, h, Options{Approver: newOwner()})

@@ -1,0 +1,7 @@
+// SPDX-License-Identifier: BSD-3-Clause
+
+package e2e
+
+// quickFlag keeps the race detector out of what a passphrase goes through, as make
+// test does.
+const quickFlag = "-gcflags=golang.org/x/crypto/blowfish=-race=false"
