@@ -139,10 +139,7 @@ func (s *server) certifyLogged(ctx context.Context, pin transport.Pin, device De
 	// The id keeps every request a prompt of its own: each is another certificate,
 	// of another serial.
 	prompt.file = authority
-	if err := s.recordAsk(e); err != nil {
-		return nil, err
-	}
-	approval, err := s.prompts.ask(ctx, promptKey{device: pin, key: string(identity), id: id}, prompt, expires)
+	approval, err := s.ask(ctx, e, promptKey{device: pin, key: string(identity), id: id}, prompt, expires)
 	if err != nil {
 		return nil, err
 	}

@@ -27,12 +27,16 @@ const (
 	recordStopped  = "stopped"
 )
 
-// A device can cause refusals without anybody seeing them. So that it cannot push
-// others out of the log, so many of them are recorded in each such time.
+// A device can cause refusals without anybody seeing them, and withdraw what it has
+// shown. So that it cannot push others out of the log, so many of the first are
+// recorded, and so many of the second shown, in each such time.
 const (
 	maxUnseen  = 30
+	maxVain    = 120
 	unseenTime = time.Minute
 )
+
+var errManyVain = fmt.Errorf("%d requests of this device within a minute came to nothing", maxVain)
 
 // record writes to the home's audit log. Error: audit.ErrNotRecorded.
 func (h *Home) record(r audit.Record, durable bool) error {
@@ -50,20 +54,50 @@ func (h *Home) recordDone(r audit.Record) {
 	}
 }
 
-// unseen counts a device's refusals that nobody saw.
+// unseen counts a device's refusals that nobody saw, and what it had shown in vain.
 type unseen struct {
 	since time.Time
 	times int
 	left  int // not recorded
+	vain  int
 }
 
-// recordAsk records that the owner is about to be asked. Without the record nobody
-// is.
-func (s *server) recordAsk(e *Event) error {
+// ask has the owner asked, and records that he is about to be. Without the record
+// nobody is. Errors: those of prompts.ask, errManyVain, audit.ErrNotRecorded.
+func (s *server) ask(ctx context.Context, e *Event, k promptKey, p *Prompt, expires time.Time) (*approval, error) {
+	if err := s.prompts.refuse(k); err != nil {
+		return nil, err
+	}
+	if err := s.vainTurn(e.record.Pin); err != nil {
+		return nil, err
+	}
 	e.shown = true
 	r := e.record
 	r.Event = recordRequest
-	return s.home.record(r, false)
+	if err := s.home.record(r, false); err != nil {
+		return nil, err
+	}
+	return s.prompts.ask(ctx, k, p, expires)
+}
+
+// vainTurn says whether a request may be shown, and counts it until it is signed.
+func (s *server) vainTurn(pin string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	u := s.unseenLocked(pin)
+	if u.vain >= maxVain {
+		return errManyVain
+	}
+	u.vain++
+	return nil
+}
+
+// notVain says that a request that was shown is signed.
+func (s *server) notVain(pin string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	u := s.unseenLocked(pin)
+	u.vain = max(0, u.vain-1)
 }
 
 // recordAnswer records what becomes of a request. A signature is given when that is
@@ -71,6 +105,9 @@ func (s *server) recordAsk(e *Event) error {
 func (s *server) recordAnswer(e *Event) error {
 	r := e.record
 	r.Event, r.Outcome, r.Reason = recordDecision, e.Outcome, e.Reason
+	if e.Outcome == outcomeSigned {
+		s.notVain(r.Pin)
+	}
 	if !e.shown && e.Outcome != outcomeSigned {
 		more, ok := s.unseenTurn(r.Pin)
 		if !ok {
@@ -88,6 +125,17 @@ func (s *server) recordAnswer(e *Event) error {
 func (s *server) unseenTurn(pin string) (more int, ok bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	u := s.unseenLocked(pin)
+	if u.times++; u.times > maxUnseen {
+		u.left++
+		return 0, false
+	}
+	more, u.left = u.left, 0
+	return more, true
+}
+
+// unseenLocked is the device's count in the present time.
+func (s *server) unseenLocked(pin string) *unseen {
 	if s.unseen == nil {
 		s.unseen = map[string]*unseen{}
 	}
@@ -98,17 +146,12 @@ func (s *server) unseenTurn(pin string) (more int, ok bool) {
 	}
 	now := s.now()
 	if since := now.Sub(u.since); since > unseenTime || since < 0 {
-		u.since, u.times = now, 0
+		u.since, u.times, u.vain = now, 0, 0
 	}
-	if u.times++; u.times > maxUnseen {
-		u.left++
-		return 0, false
-	}
-	more, u.left = u.left, 0
-	return more, true
+	return u
 }
 
-// remembered takes up the ids of the requests that an earlier process has shown.
+// rememberIDs takes up the ids of the requests that an earlier process has shown.
 func (s *server) rememberIDs() error {
 	l, err := s.home.log()
 	if err != nil {

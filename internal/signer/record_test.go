@@ -154,3 +154,60 @@ func TestUnseenRefusalsAreBounded(t *testing.T) {
 		t.Errorf("%d lines, the last one %q", len(got), got[len(got)-1])
 	}
 }
+
+// What is refused before anybody is asked is not recorded as if it had been shown.
+func TestHeldUpIsUnseen(t *testing.T) {
+	t.Parallel()
+	owner := &said{answer: ErrDenied}
+	s := testServer(t, owner)
+	ask := func(n int) {
+		p, err := s.handle(t.Context(), testPin, transport.NewID(), request(s, "work", byte(n)))
+		wantCode(t, p, err, envelope.CodeDenied)
+	}
+	for n := range freeRefusals {
+		ask(n)
+	}
+	begin := len(recorded(t, s.home))
+	for n := range 2 * maxUnseen {
+		ask(n)
+	}
+	got := recorded(t, s.home)[begin:]
+	if owner.asked != freeRefusals || strings.Contains(got, "request laptop") || strings.Count(got, "\n") != maxUnseen {
+		t.Errorf("asked %d times, recorded after that:\n%s", owner.asked, got)
+	}
+}
+
+// Nor can it do so by requests that are shown and come to nothing, such as those
+// that it withdraws.
+func TestShownInVainIsBounded(t *testing.T) {
+	t.Parallel()
+	owner := &said{answer: errors.New("nobody there")}
+	s := testServer(t, owner)
+	now := time.Now()
+	s.now = func() time.Time { return now }
+	ask := func(want envelope.Code) {
+		t.Helper()
+		r := request(s, "work", 1)
+		r.CreatedAt = envelope.At(now)
+		p, err := s.handle(t.Context(), testPin, transport.NewID(), r)
+		wantCode(t, p, err, want)
+	}
+	for range 2 * maxVain {
+		owner.answer = nil
+		ask("") // what is signed does not count
+	}
+	owner.answer = errors.New("nobody there")
+	for range maxVain {
+		ask(envelope.CodeInternal)
+	}
+	asked, begin := owner.asked, len(recorded(t, s.home))
+	for range 2 * maxUnseen {
+		ask(envelope.CodeTooMany)
+	}
+	if n := strings.Count(recorded(t, s.home)[begin:], "\n"); owner.asked != asked || n != maxUnseen {
+		t.Errorf("asked %d more times, %d lines", owner.asked-asked, n)
+	}
+	now = now.Add(unseenTime + time.Second)
+	owner.answer = nil
+	ask("")
+}

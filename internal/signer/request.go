@@ -142,7 +142,7 @@ func answerFor(err error) *envelope.Error {
 		return envelope.Errorf(envelope.CodeDenied, "%v", ErrNotRecognized)
 	case errors.Is(err, ErrDenied):
 		return envelope.Errorf(envelope.CodeDenied, "the owner said no")
-	case errors.Is(err, errTooMany), errors.Is(err, errManyIDs):
+	case errors.Is(err, errTooMany), errors.Is(err, errManyIDs), errors.Is(err, errManyVain):
 		return envelope.Errorf(envelope.CodeTooMany, "%v", err)
 	case errors.Is(err, errIDUsed):
 		return envelope.Errorf(envelope.CodeBadRequest, "%v", err)
@@ -199,10 +199,7 @@ func (s *server) signLogged(ctx context.Context, pin transport.Pin, device Devic
 		e.Warning = otherKey
 	}
 	e.record.HostKey = prompt.Verified.HostKey
-	if err := s.recordAsk(e); err != nil {
-		return nil, err
-	}
-	approval, err := s.prompts.ask(ctx, promptKey{device: pin, key: string(r.PublicKeyBlob), data: sha256.Sum256(r.Data), session: string(m.SessionID)},
+	approval, err := s.ask(ctx, e, promptKey{device: pin, key: string(r.PublicKeyBlob), data: sha256.Sum256(r.Data), session: string(m.SessionID)},
 		prompt, expires)
 	if err != nil {
 		return nil, err

@@ -129,10 +129,7 @@ func (ps *prompts) join(k promptKey, p *Prompt, expires time.Time) (*openPrompt,
 		o.prompt.extend(expires)
 		return o, nil
 	}
-	if ps.openLocked(k.device) >= maxPrompts || ps.count[k.device] >= maxAsking {
-		return nil, errTooMany
-	}
-	if err := ps.refused.refuse(k.device, time.Now()); err != nil {
+	if err := ps.refuseLocked(k); err != nil {
 		return nil, err
 	}
 	// The prompt belongs to all requests that join it, so it does not end with
@@ -174,6 +171,23 @@ func (ps *prompts) join(k promptKey, p *Prompt, expires time.Time) (*openPrompt,
 		close(o.done)
 	}()
 	return o, nil
+}
+
+// refuse gives the error for a request that would not be shown now, nil for others.
+func (ps *prompts) refuse(k promptKey) error {
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	return ps.refuseLocked(k)
+}
+
+func (ps *prompts) refuseLocked(k promptKey) error {
+	switch {
+	case ps.open[k] != nil:
+		return nil
+	case ps.openLocked(k.device) >= maxPrompts, ps.count[k.device] >= maxAsking:
+		return errTooMany
+	}
+	return ps.refused.refuse(k.device, time.Now())
 }
 
 // waiting counts the prompts that wait for the owner.
