@@ -177,7 +177,12 @@ func serve(c *cli.Context) error {
 		t.Alwaysf("warning: --approve always: every request of a paired device is signed without asking anybody")
 		o.Approver = signer.Always{Log: logger(min(level, slog.LevelWarn))}
 	}
-	return signer.Serve(c.Context, h, o)
+	err = signer.Serve(c.Context, h, o)
+	if errors.Is(err, signer.ErrPassphrase) {
+		// Trying it again, as a service manager would, changes nothing.
+		return cli.Fail(cli.ExitUsage, "put the keys' passphrase where this one came from", err)
+	}
+	return err
 }
 
 // servePassphrase is the passphrase for an approval that does not ask for it, nil
