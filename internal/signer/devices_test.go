@@ -3,6 +3,9 @@
 package signer
 
 import (
+	"context"
+	"io/fs"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -87,3 +90,24 @@ func TestThreat_N02_DevicesShareNoPrompt(t *testing.T) {
 		s.prompts.wait()
 	})
 }
+
+// I03: what is wrong within the signer is for its log. A device is not told names of
+// files and programs.
+func TestThreat_I03_DevicesAreToldNoPaths(t *testing.T) {
+	t.Parallel()
+	const secret = "/home/me/bin/ask"
+	s, log := tpmServer(t, testHome(t), Options{Approver: failing{&fs.PathError{Op: "fork/exec", Path: secret, Err: fs.ErrNotExist}}})
+	for what, err := range map[string]error{"login": loginBy(t, s, FirstKey, "a"), "certificate": certificateBy(t, s, "b")} {
+		if codeOf(err) != envelope.CodeInternal || strings.Contains(err.Error(), "/") {
+			t.Errorf("the device gets for a %s: %v", what, err)
+		}
+	}
+	if text := log.take(); strings.Count(text, secret) != 2 {
+		t.Errorf("the log has %s", text)
+	}
+}
+
+// failing is an Approver that cannot ask.
+type failing struct{ err error }
+
+func (f failing) Approve(context.Context, *Prompt) error { return f.err }
