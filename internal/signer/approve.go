@@ -110,7 +110,7 @@ func (a *Askpass) passphrase(ctx context.Context, text string, try func(passphra
 	}
 	defer a.turn.give()
 	for shown := text; ; shown = "Wrong passphrase.\n\n" + text {
-		passphrase, err := a.answer(ctx, shown)
+		passphrase, err := a.Secret(ctx, shown)
 		if err == nil {
 			err = try(passphrase)
 			clear(passphrase)
@@ -161,10 +161,10 @@ func (a *Askpass) ended(ctx context.Context, err error) error {
 	return nil
 }
 
-// answer shows text and gives the first line that the program prints, 1 to 1024
-// bytes, which the caller overwrites. Errors: as Ask, and ErrDenied for an empty
-// line.
-func (a *Askpass) answer(ctx context.Context, text string) ([]byte, error) {
+// Secret shows text, which must be safe, and gives the first line that the program
+// prints, 1 to 1024 bytes, which the caller overwrites. Errors: as Ask, and ErrDenied
+// for an empty line.
+func (a *Askpass) Secret(ctx context.Context, text string) ([]byte, error) {
 	if ctx.Err() != nil {
 		return nil, context.Cause(ctx)
 	}

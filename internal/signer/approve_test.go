@@ -523,3 +523,42 @@ func TestThreat_T06_NoApprovalWithoutPassphrase(t *testing.T) {
 		}
 	}
 }
+
+// A command's question for the passphrase is as strict as an approval's.
+func TestSecret(t *testing.T) {
+	t.Parallel()
+	for body, want := range map[string]string{
+		"echo 'a secret'; echo more":              "",
+		"echo":                                    ErrDenied.Error(),
+		"echo 'a secret'; exit 1":                 ErrDenied.Error(),
+		"head -c 200000 /dev/zero | tr '\\0' a":   "more than 1024 bytes",
+		"echo 'a secret'; sleep 5 & echo $! >pid": "",
+	} {
+		t.Run(body, func(t *testing.T) {
+			t.Parallel()
+			dir := t.TempDir()
+			a, err := askpass(t, script(t, "cd "+dir+"; "+body))
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() {
+				var pid int
+				b, _ := os.ReadFile(filepath.Join(dir, "pid")) // one of them leaves a process
+				if _, err := fmt.Sscan(string(b), &pid); err == nil {
+					_ = unix.Kill(pid, unix.SIGKILL)
+				}
+			})
+			begun := time.Now()
+			p, err := a.Secret(t.Context(), "Passphrase")
+			if took := time.Since(begun); took > 4*time.Second {
+				t.Errorf("it took %v", took)
+			}
+			switch {
+			case want == "" && (err != nil || string(p) != "a secret"):
+				t.Errorf("%q, %v", p, err)
+			case want != "" && (err == nil || !strings.Contains(err.Error(), want)):
+				t.Errorf("%q, %v, want %q", p, err, want)
+			}
+		})
+	}
+}

@@ -47,7 +47,8 @@ const (
 type Options struct {
 	Approver Approver
 	// Passphrase opens the keys for an Approver that is no PassphraseAsker; without
-	// it, Unlock does.
+	// it, Unlock does. Serve overwrites it once it has a copy, so that a lock leaves
+	// none.
 	Passphrase []byte
 	// AppLock has the passphrase asked before prompts are shown.
 	AppLock   bool
@@ -311,6 +312,7 @@ func newServer(home *Home, o Options) (*server, error) {
 		pairings:   slots{all: maxPairings, perSource: maxPairingsPerSource},
 		hostsTurn:  make(chan struct{}, 1),
 	}
+	clear(o.Passphrase)
 	s.prompts = newPrompts(s.counted)
 	s.openKey = openKey
 	if s.hint = o.Hint; s.hint == nil {

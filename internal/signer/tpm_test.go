@@ -203,7 +203,7 @@ func TestTPMAndFiles(t *testing.T) {
 			}
 		}
 		m.Restart()
-		s, _ := tpmServer(t, reopened(t, h), Options{Approver: yes{}, Passphrase: tpmPassphrase})
+		s, _ := tpmServer(t, reopened(t, h), Options{Approver: yes{}, Passphrase: bytes.Clone(tpmPassphrase)})
 		p, err := s.handle(t.Context(), testPin, "list", &envelope.KeyListRequest{})
 		if err != nil {
 			t.Fatal(err)
@@ -317,7 +317,7 @@ func TestThreat_T06_TPMErrorsAreNoFailures(t *testing.T) {
 	t.Parallel()
 	m, other := tpmtest.Start(t), tpmtest.Start(t)
 	h := tpmHome(t, m, false)
-	s, log := tpmServer(t, h, Options{Approver: yes{}, Passphrase: tpmPassphrase})
+	s, log := tpmServer(t, h, Options{Approver: yes{}, Passphrase: bytes.Clone(tpmPassphrase)})
 	n := 0
 	id := func() string { n++; return string(rune('a' + n)) }
 	works := func() {
