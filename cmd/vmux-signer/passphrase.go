@@ -177,9 +177,12 @@ func changePassphrase(c *cli.Context) error {
 	if err := h.ChangePassphrase(old, p); err != nil {
 		return err
 	}
-	if p == nil {
+	switch {
+	case p == nil:
 		cli.From(c).Warnf("the keys are not encrypted: whoever can read %s has them", h.Dir())
-	} else {
+	case old == nil:
+		cli.From(c).Notef("the keys have the new passphrase; copies of the old files are not encrypted")
+	default:
 		cli.From(c).Notef("the keys have the new passphrase; copies of the old files still open with the old one")
 	}
 	return changed(c, h)

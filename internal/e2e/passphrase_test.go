@@ -24,6 +24,11 @@ const (
 // and a file with each of the two.
 func newLockedPhone(t testing.TB) (p *phone, right, wrong string) {
 	t.Helper()
+	return newPhoneLockedBy(t, passphrase, wrongPassphrase)
+}
+
+func newPhoneLockedBy(t testing.TB, passphrase, wrongPassphrase string) (p *phone, right, wrong string) {
+	t.Helper()
 	p = &phone{host: newHost(t)}
 	right, wrong = p.write("right", passphrase+"\n", 0o600), p.write("wrong", wrongPassphrase+"\n", 0o600)
 	p.ok("vmux-signer", "init", "--passphrase-file", right, "--name", "Pocket")
@@ -283,7 +288,10 @@ func TestThreat_G04_AppLock(t *testing.T) {
 // environment of a program that is started.
 func TestThreat_I03_Passphrases(t *testing.T) {
 	t.Parallel()
-	p, right, wrong := newLockedPhone(t)
+	// Its own: the program sees every process of the user, and the other tests are
+	// free to name theirs in arguments.
+	const passphrase, wrongPassphrase = "nowhere to be seen by anybody", "nowhere to be found by anybody"
+	p, right, wrong := newPhoneLockedBy(t, passphrase, wrongPassphrase)
 	p.write("started", "", 0o600)
 	prog := p.write("approve", "#!/bin/sh\ncd\ncat >>started\nenv >>started\nps -o args -u \"$(id -u)\" >>started 2>&1\n", 0o700)
 	p.serve("--approve", "command:"+prog, "--passphrase-file", right, "--log-level", "debug")
