@@ -353,11 +353,14 @@ func TestThreat_T06_NotRecognizedCounts(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			protected := h == closed
 			a := newAnswers()
-			o := Options{Approver: a}
-			if protected {
-				o.Passphrase = right()
+			begun := func() *server {
+				o := Options{Approver: a}
+				if protected {
+					o.Passphrase = right()
+				}
+				return guarded(t, h, o)
 			}
-			s := guarded(t, h, o)
+			s := begun()
 			n := 0
 			ask := func() (*question, <-chan result) {
 				n++
@@ -386,7 +389,7 @@ func TestThreat_T06_NotRecognizedCounts(t *testing.T) {
 			}
 			for i := range 2 { // a restart changes nothing
 				ends(t, start(t.Context(), s, fmt.Sprint("locked", i), request(s, "work", 99)), envelope.CodeLocked)
-				s = guarded(t, h, o)
+				s = begun()
 			}
 			if len(a.asked) > 0 {
 				t.Error("asked though it is locked")
