@@ -196,8 +196,11 @@ func earlier(since time.Time) func(line []byte) bool {
 
 // Recent gives yield the records with a Time that is not before since, oldest first, of the present file and the one
 // before it: what clocks that were set back have left out of order is found, too. Lines that are no
-// records are passed over. Errors: those of yield, which end it, and those of Records.
+// records are passed over. Append waits until it is done, so that yield cannot append. Errors: those of yield, which end it, and
+// those of Records.
 func (l *Log) Recent(since time.Time, yield func(Record) error) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	for line, err := range lines(l.dir, since, 2) {
 		if _, broken := errors.AsType[*BrokenError](err); broken {
 			continue

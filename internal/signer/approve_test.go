@@ -537,7 +537,7 @@ func TestSecret(t *testing.T) {
 		t.Run(body, func(t *testing.T) {
 			t.Parallel()
 			dir := t.TempDir()
-			a, err := askpass(t, script(t, "cd "+dir+"; "+body))
+			a, err := askpass(t, script(t, "cd '"+dir+"'; "+body))
 			if err != nil {
 				t.Fatal(err)
 			}

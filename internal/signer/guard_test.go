@@ -282,7 +282,7 @@ func TestThreat_T06_CountedBeforeTheCheck(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		killed := make(chan struct{})
 		t.Cleanup(func() {
-			h.dir = t.TempDir() // nothing is put right any more
+			h.dir = filepath.Join(h.dir, "gone") // nothing is put right any more
 			close(killed)
 		})
 		for i := range maxFailures {
@@ -1022,6 +1022,7 @@ func TestWithdrawnWhileThePassphraseIsChecked(t *testing.T) {
 		ends(t, done, envelope.CodeDenied)
 		close(look)
 		wants(t, "the passphrase", <-tried, nil)
+		synctest.Wait()
 		if _, err := key.Sign(rand.Reader, []byte("x")); err == nil {
 			if sig, _ := key.Sign(rand.Reader, []byte("x")); key.PublicKey().Verify([]byte("x"), sig) == nil {
 				t.Error("the key is left")
