@@ -233,6 +233,7 @@ func (c *controlConn) send(v any) error {
 
 func (c *controlConn) receive(v any) error {
 	line, err := c.r.ReadSlice('\n')
+	defer clear(line) // a passphrase may be in it, and the buffer stays
 	if err != nil {
 		return err
 	}

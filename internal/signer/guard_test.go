@@ -1149,3 +1149,61 @@ func TestThreat_I03_ControlErrorsHoldNoPassphrase(t *testing.T) {
 		t.Errorf("the log has it:\n%s", text)
 	}
 }
+
+// A prompt that waits when the keys get another passphrase has the old key file: it
+// is withdrawn, since it would count the new passphrase as wrong and take the old.
+func TestPassphraseChangesUnderAPrompt(t *testing.T) {
+	t.Parallel()
+	h := protectedHome(t)
+	synctest.Test(t, func(t *testing.T) {
+		o := newOwner()
+		s := guarded(t, h, Options{Approver: o})
+		done := start(t.Context(), s, "a", request(s, "work", 1))
+		q := <-o.asked
+		if err := s.reload(); err != nil { // of something else
+			t.Fatal(err)
+		}
+		if q.ctx.Err() != nil {
+			t.Fatal("withdrawn for nothing")
+		}
+		if err := h.ChangePassphrase(right(), []byte("another")); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.reload(); err != nil {
+			t.Fatal(err)
+		}
+		wants(t, "the prompt", context.Cause(q.ctx), ErrLocked)
+		q.reply <- ErrDenied // too late
+		ends(t, done, envelope.CodeLocked)
+	})
+}
+
+// keeper is a connection that keeps the buffers that it is read into.
+type keeper struct {
+	net.Conn
+	seen [][]byte
+}
+
+func (k *keeper) Read(b []byte) (int, error) {
+	k.seen = append(k.seen, b)
+	return k.Conn.Read(b)
+}
+
+// What a command sends is a passphrase at times, and stays in no buffer.
+func TestControlForgetsWhatItRead(t *testing.T) {
+	t.Parallel()
+	a, b := net.Pipe()
+	defer a.Close()
+	defer b.Close()
+	k := &keeper{Conn: b}
+	go newControlConn(a, maxControlLine).send(controlCommand{Command: "unlock", Passphrase: right()})
+	var cmd controlCommand
+	if err := newControlConn(k, maxControlLine).receive(&cmd); err != nil || string(cmd.Passphrase) != testPassphrase {
+		t.Fatalf("%v, %q", err, cmd.Passphrase)
+	}
+	for _, b := range k.seen {
+		if i := bytes.IndexFunc(b[:cap(b)], func(r rune) bool { return r != 0 }); i >= 0 {
+			t.Errorf("left: %q", bytes.TrimRight(b[i:cap(b)], "\x00"))
+		}
+	}
+}
