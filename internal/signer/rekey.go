@@ -54,7 +54,7 @@ func (h *Home) ChangePassphrase(old, passphrase []byte) error {
 	if err := h.CheckPassphrase(old); err != nil {
 		return err
 	}
-	s, err := h.readState()
+	s, err := h.readLocked()
 	if err != nil {
 		return err
 	}

@@ -155,12 +155,18 @@ func (h *Home) Update(change func(*State) error) (State, error) {
 	return h.updateLocked(change)
 }
 
-func (h *Home) updateLocked(change func(*State) error) (State, error) {
+// readLocked is Read for who has the home's lock.
+func (h *Home) readLocked() (State, error) {
 	s, err := h.readState()
 	var damaged *damagedError
 	if errors.As(err, &damaged) {
-		s, err = h.recoverLocked(damaged)
+		return h.recoverLocked(damaged)
 	}
+	return s, err
+}
+
+func (h *Home) updateLocked(change func(*State) error) (State, error) {
+	s, err := h.readLocked()
 	if err != nil {
 		return State{}, err
 	}
