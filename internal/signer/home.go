@@ -261,11 +261,15 @@ func Open(dir string, warn func(string)) (*Home, error) {
 	return h, h.finishRekey()
 }
 
-// isHome goes by the certificate authority's key: no command removes it, and
-// the state may be missing after damage.
+// isHome goes by the certificate authority's key, or, where that is lost, by the link
+// key and the identities, which can still be revoked. No command removes these, and the
+// state may be missing after damage.
 func isHome(dir string) bool {
-	fi, err := os.Stat(filepath.Join(dir, caName))
-	return err == nil && fi.Mode().IsRegular()
+	is := func(name string, kind fs.FileMode) bool {
+		fi, err := os.Stat(filepath.Join(dir, name))
+		return err == nil && fi.Mode().Type() == kind
+	}
+	return is(caName, 0) || is(linkKeyName, 0) && is(keysName, fs.ModeDir)
 }
 
 // LinkKey is the private key of the signer's device certificate. Where it is gone, a
@@ -296,7 +300,7 @@ func (h *Home) CA() (ssh.PublicKey, error) {
 // readKey.
 func (h *Home) authority() (*keyfile.File, error) {
 	f, err := h.readKey(h.path(caName))
-	if errors.Is(err, keyfile.ErrDamaged) {
+	if errors.Is(err, keyfile.ErrDamaged) || errors.Is(err, fs.ErrNotExist) {
 		err = fmt.Errorf("%w: %w", ErrAuthority, err)
 	}
 	return f, err
