@@ -102,13 +102,13 @@ func serve(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
+	// The passphrase, and then keys, are in memory from here on.
+	if err := process.Harden(); err != nil {
+		t.Warnf("this process could not be hardened: %v", err)
+	}
 	secret, err := servePassphrase(c, h, approve)
 	if err != nil {
 		return err
-	}
-	// Keys are in memory from here on.
-	if err := process.Harden(); err != nil {
-		t.Warnf("this process could not be hardened: %v", err)
 	}
 
 	var out io.Writer = c.App.ErrWriter

@@ -488,6 +488,7 @@ func TestDamagedFiles(t *testing.T) {
 		}, append(all, "audit --verify")},
 		"state.json": {map[string]string{
 			"0 serve": state, "0 key list": state, "0 status": state, "0 devices": state, "0 key add other": state,
+			"0 passphrase --new-passphrase-file pass": state,
 		}, []string{"hosts", "revoke", "audit", "audit --verify"}},
 		"hosts.json": {map[string]string{
 			"0 serve": `warning: \S+/hosts\.json was damaged \(.*\) and is now \S+/hosts\.json\.damaged-1: no host key is remembered`,
@@ -520,7 +521,8 @@ func TestDamagedFiles(t *testing.T) {
 				lost := []string{"ca", "link-key.pem", "keys/default", "certificates.toml", "hosts.json", "removed.pub"}
 				for _, name := range lost {
 					was, _ := os.ReadFile(filepath.Join(from.home, name))
-					if now, _ := os.ReadFile(filepath.Join(v.home, name)); name != file && !strings.HasPrefix(args, "key remove") && !bytes.Equal(was, now) {
+					changes := strings.HasPrefix(args, "key remove") || strings.HasPrefix(args, "passphrase")
+					if now, _ := os.ReadFile(filepath.Join(v.home, name)); name != file && !changes && !bytes.Equal(was, now) {
 						t.Errorf("%s: %s has changed as well", args, name)
 					}
 				}
@@ -562,6 +564,36 @@ func TestDamagedFiles(t *testing.T) {
 		t.Fatal(err)
 	}
 	v.serves(`warning: \S+/link-key\.pem is missing, and a new one is made: every device has to pair again`, nil)
+}
+
+// A home whose authority's key is gone is one still: its keys can be revoked, and it
+// can be erased.
+func TestAuthorityGone(t *testing.T) {
+	t.Parallel()
+	v := newSurvivor(t)
+	if err := os.Remove(filepath.Join(v.home, "ca")); err != nil {
+		t.Fatal(err)
+	}
+	const gone = `(?m)^error: the certificate authority's key cannot be used: .*/ca: no such file or directory\nhint: restore the file ca from a backup`
+	v.says("serve --approve always --no-advertise --listen 127.0.0.1:0", 1, gone)
+	v.says("key add other", 1, gone)
+	v.says("passphrase --new-passphrase-file pass", 1, gone)
+	v.says("init --no-passphrase", 1, `\Aerror: a signer home exists already: `)
+	if keys := v.keys(); len(keys) != 2 {
+		t.Errorf("%d keys", len(keys))
+	}
+	exit, out, errs := v.run("revoke --quiet")
+	want := `\Aerror: the list is not complete: the certificate authority's key is not known: .*\nhint: find its line`
+	if exit != 1 || strings.Count(out, "# the key ") != 2 || !regexp.MustCompile(want).MatchString(errs) {
+		t.Errorf("revoke: exit %d\n%s%s", exit, out, errs)
+	}
+	exit, out, errs = v.run("erase --yes")
+	if exit != 0 || strings.Count(out, "# the key ") != 2 {
+		t.Errorf("erase: exit %d\n%s%s", exit, out, errs)
+	}
+	if _, err := os.Lstat(v.home); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the home: %v", err)
+	}
 }
 
 // The second signer of a home is refused, and the first goes on as if nothing had
@@ -635,4 +667,25 @@ func TestReadOnlyHome(t *testing.T) {
 		}
 	}
 	v.ok("key disable work") // it is writable again
+}
+
+// Nobody else of the same user gets at the passphrase while it is asked for: serve is
+// hardened before.
+func TestHardenedBeforeThePassphrase(t *testing.T) {
+	t.Parallel()
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_CORE, &limit); err != nil || limit.Max == 0 {
+		t.Skipf("nothing to see it by: no core files here anyway, %v", err)
+	}
+	v := newSurvivor(t)
+	v.ok("passphrase --new-passphrase-file pass")
+	pty, cmd := onTTY(t, v.home, "serve", "--approve", "command:true", "--listen", "127.0.0.1:0", "--no-advertise")
+	pty.Expect("Passphrase of ")
+	limits, err := os.ReadFile(fmt.Sprintf("/proc/%d/limits", cmd.Process.Pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !regexp.MustCompile(`(?m)^Max core file size +0 +0 `).Match(limits) {
+		t.Errorf("serve asks for the passphrase and is not hardened:\n%s", limits)
+	}
 }

@@ -137,7 +137,7 @@ func TestTPMCommands(t *testing.T) {
 	u.says("key add x --provider tpm --passphrase-file next", 1, `\A\z`, `\Aerror: the key is not of this TPM.*\nhint: use the TPM that made it`)
 	u.tpm = mine
 	m.DisableOwner()
-	u.says("key add x --provider tpm --passphrase-file next", 1, `\A\z`, `\Aerror: wrong owner of the TPM.*\nhint: .*tpm2_changeauth`)
+	u.says("key add x --provider tpm --passphrase-file next", 1, `\A\z`, `\Aerror: wrong owner of the TPM.*\nhint: if it has a password, .*: tpm2_changeauth -c owner -p PASSWORD; if it is disabled, enable it`)
 	m.Restart()
 	m.LockAfter(1, time.Hour) // which the wrong ones before are enough for
 	u.says("key add x --provider tpm --passphrase-file next", 1, `\A\z`, `\Aerror: the TPM is locked after wrong passphrases for at most .*\nhint: wait .*tpm2_dictionarylockout`)

@@ -274,7 +274,7 @@ func advice() []row {
 		is(keyfile.ErrBare, ExitUsage, "leave out --no-passphrase or --none; a home whose keys have none is given one by: vmux-signer passphrase"),
 		is(tpm.ErrNoTPM, ExitFailed, "see what there is: ls -l /dev/tpmrm0; it takes the group tss (sudo usermod -aG tss $USER), and another one is named by VMUX_TPM"),
 		is(tpm.ErrLockout, ExitFailed, "wait for as long as it says with the TPM running, or: tpm2_dictionarylockout --clear-lockout"),
-		is(tpm.ErrOwner, ExitFailed, "the TPM's owner must allow the use without a password: tpm2_changeauth -c owner"),
+		is(tpm.ErrOwner, ExitFailed, "if it has a password, its owner can take that away: tpm2_changeauth -c owner -p PASSWORD; if it is disabled, enable it in the firmware's setup"),
 		is(tpm.ErrOtherTPM, ExitFailed, "use the TPM that made it; one that was cleared cannot use it again: make new keys"),
 		is(tpm.ErrTPM, ExitFailed, "try again; then see what the kernel says: sudo dmesg | grep -i tpm"),
 		is(keyfile.ErrDamaged, ExitFailed, "restore the file from a backup, or move it out of the signer's home"),
