@@ -364,3 +364,58 @@ func TestRevokeByDevice(t *testing.T) {
 		t.Errorf("vmux-pair prints\n%s, vmux-signer\n%s", got, want)
 	}
 }
+
+// The page's command takes the lines out of authorized_keys, also when none is left,
+// keeps the file's mode, and leaves it alone when the list is not there.
+func TestRevokedLinesTakenOut(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	var command string
+	for _, s := range parseBlock(t, literal(t, readPages(t)["vmux-signer.1"].section(".Sh", "REVOCATION"), "grep")) {
+		command += s.text
+	}
+	const ours, theirs = "ssh-ed25519 AAAAours", "ssh-ed25519 AAAAtheirs"
+	for _, c := range []struct{ before, after string }{
+		{ours + " phone\n", ""},
+		{theirs + " me\n" + `restrict ` + ours + " phone\n", theirs + " me\n"},
+		{theirs + " me\n", theirs + " me\n"},
+	} {
+		for _, listed := range []bool{true, false} {
+			h.write(".ssh/authorized_keys", c.before, 0o640)
+			os.Remove(h.path(".ssh", "revoked-keys"))
+			want := c.before
+			if listed {
+				h.write(".ssh/revoked-keys", "# the key default\n"+ours+"\n", 0o600)
+				want = c.after
+			}
+			r := h.run("sh", "-c", "umask 002\n"+command)
+			fi, err := os.Stat(h.path(".ssh", "authorized_keys"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := h.readFile(".ssh/authorized_keys"); got != want || fi.Mode().Perm() != 0o640 {
+				t.Errorf("with a list: %v: %q has become %q, mode %v; %v", listed, c.before, got, fi.Mode(), r)
+			}
+		}
+	}
+}
+
+// literal is the literal block of some lines that has a word.
+func literal(t *testing.T, lines []string, word string) (block []string) {
+	t.Helper()
+	in := false
+	for _, line := range lines {
+		switch {
+		case strings.HasPrefix(line, ".Bd -literal"):
+			in, block = true, nil
+		case line == ".Ed":
+			if in = false; strings.Contains(strings.Join(block, " "), word) {
+				return block
+			}
+		case in:
+			block = append(block, strings.ReplaceAll(line, `\e`, `\`))
+		}
+	}
+	t.Fatalf("no block has %q", word)
+	return nil
+}
