@@ -625,27 +625,10 @@ func TestReadOnlyHome(t *testing.T) {
 	v := newSurvivor(t)
 	v.ok("key add gone")
 	v.ok("key remove gone")
+	const readOnly = `mount --bind "$VMUX_SIGNER_HOME" "$VMUX_SIGNER_HOME" && mount -o remount,bind,ro "$VMUX_SIGNER_HOME"`
 	run := func(args string) (exit int, stdout, stderr string) {
 		t.Helper()
-		const script = `mount --make-rprivate / && mount --bind "$VMUX_SIGNER_HOME" "$VMUX_SIGNER_HOME" && mount -o remount,bind,ro "$VMUX_SIGNER_HOME" || exit 99; exec vmux-signer "$@"`
-		c := v.cmd(args)
-		c.Path, c.Args = "/bin/sh", append([]string{"sh", "-c", script}, c.Args...)
-		c.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS}
-		if uid := os.Getuid(); uid != 0 {
-			c.SysProcAttr.Cloneflags |= syscall.CLONE_NEWUSER
-			c.SysProcAttr.UidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: uid, Size: 1}}
-			c.SysProcAttr.GidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getgid(), Size: 1}}
-		}
-		var out, errs bytes.Buffer
-		c.Stdout, c.Stderr = &out, &errs
-		err := c.Run()
-		if c.ProcessState == nil || c.ProcessState.ExitCode() == 99 {
-			if os.Getenv("CI") == "true" {
-				t.Fatalf("no mount namespace: %v %s", err, &errs)
-			}
-			t.Skipf("no mount namespace: %v %s", err, &errs)
-		}
-		return c.ProcessState.ExitCode(), out.String(), errs.String()
+		return v.mounted(readOnly, args)
 	}
 	for args, want := range map[string]string{
 		"key list": `(?m)^work +enabled`, "status": `\AOffline\n`, "devices": `\Alaptop `, "hosts": `\Aprod `,
@@ -667,6 +650,71 @@ func TestReadOnlyHome(t *testing.T) {
 		}
 	}
 	v.ok("key disable work") // it is writable again
+}
+
+// mounted runs a command in a mount namespace of its own, after a line of shell that
+// mounts.
+func (v *survivor) mounted(mount, args string) (exit int, stdout, stderr string) {
+	v.t.Helper()
+	c := v.cmd(args)
+	script := "mount --make-rprivate / && " + mount + ` || exit 99; exec vmux-signer "$@"`
+	c.Path, c.Args = "/bin/sh", append([]string{"sh", "-c", script}, c.Args...)
+	c.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS}
+	if uid := os.Getuid(); uid != 0 {
+		c.SysProcAttr.Cloneflags |= syscall.CLONE_NEWUSER
+		c.SysProcAttr.UidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: uid, Size: 1}}
+		c.SysProcAttr.GidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getgid(), Size: 1}}
+	}
+	var out, errs bytes.Buffer
+	c.Stdout, c.Stderr = &out, &errs
+	err := c.Run()
+	if c.ProcessState == nil || c.ProcessState.ExitCode() == 99 {
+		if os.Getenv("CI") == "true" {
+			v.t.Fatalf("no mount namespace: %v %s", err, &errs)
+		}
+		v.t.Skipf("no mount namespace: %v %s", err, &errs)
+	}
+	return c.ProcessState.ExitCode(), out.String(), errs.String()
+}
+
+// On a full disk, what cannot be written is said, with a directory that is there to
+// look at, and nothing has changed; what needs no room works. A file system of its own
+// is no place for a home, a directory in it is.
+func TestFullDisk(t *testing.T) {
+	t.Parallel()
+	v := newSurvivor(t)
+	m := filepath.Join(v.dir, "m")
+	if err := os.Mkdir(m, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	const empty = "mount -t tmpfs -o size=64k,mode=700 tmpfs m"
+	const full = empty + " && cp -a h m/h && { cat /dev/zero >m/fill; true; } 2>/dev/null"
+	for _, c := range []struct {
+		home, mount, args string
+		exit              int
+		says              string
+	}{
+		{"m", empty, "init --no-passphrase", 1, `\Aerror: a signer home cannot be made there: M: device or resource busy\nhint: name a directory of yours that does not exist yet`},
+		{"m/h", empty, "init --no-passphrase", 0, `\Amade M/h `},
+		{"m/new", full, "init --no-passphrase", 1, `\Aerror: cannot write M/new: no space left on device\nhint: make room: df M\n\z`},
+		{"m/h", full, "key add new", 1, `\Aerror: cannot write M/h/keys/new: no space left on device\nhint: make room: df M/h/keys\n\z`},
+		{"m/h", full, "key disable work", 1, `\Aerror: cannot write M/h/state\.json: no space left on device\nhint: make room: df M/h\n\z`},
+		{"m/h", full, "passphrase --new-passphrase-file pass", 1, `\Aerror: cannot write M/h/rekey\.new: no space left on device\nhint: make room: df M/h\n\z`},
+		{"m/h", full, "key list", 0, `\A\z`},
+		{"m/h", full, "erase --yes", 0, `\Athe signer in M/h is erased`},
+	} {
+		v := *v
+		v.home = filepath.Join(v.dir, c.home)
+		exit, out, errs := v.mounted(c.mount, c.args)
+		want := strings.ReplaceAll(c.says, "M", regexp.QuoteMeta(m))
+		if exit != c.exit || !regexp.MustCompile(want).MatchString(errs) {
+			t.Errorf("vmux-signer %s in %s: exit %d\n%s%swant %s", c.args, c.home, exit, out, errs, want)
+		}
+	}
+	left, err := filepath.Glob(filepath.Join(v.dir, ".vmux-signer-*"))
+	if err != nil || len(left) > 0 {
+		t.Errorf("left: %q, %v", left, err)
+	}
 }
 
 // Nobody else of the same user gets at the passphrase while it is asked for: serve is

@@ -249,6 +249,7 @@ func advice() []row {
 		// signer
 		is(signer.ErrNotHome, ExitFailed, "make one: vmux-signer init"),
 		is(signer.ErrHomeExists, ExitFailed, "use it, or name another one: VMUX_SIGNER_HOME=DIR vmux-signer init"),
+		is(signer.ErrNoPlace, ExitFailed, "name a directory of yours that does not exist yet: VMUX_SIGNER_HOME=DIR vmux-signer init"),
 		is(signer.ErrDirNotEmpty, ExitFailed, "name a directory that is empty or does not exist: VMUX_SIGNER_HOME=DIR vmux-signer init"),
 		is(signer.ErrHomeBusy, ExitFailed, "look for a stopped vmux-signer (ps -u $USER | grep vmux), end it and try again"),
 		is(signer.ErrErasing, ExitFailed, "finish it: vmux-signer erase"),

@@ -22,6 +22,7 @@ import (
 
 	"vmux.app/toolkit/internal/envelope"
 	"vmux.app/toolkit/internal/pairing"
+	"vmux.app/toolkit/internal/store"
 	"vmux.app/toolkit/internal/tpm"
 	"vmux.app/toolkit/internal/unixsock"
 )
@@ -144,7 +145,7 @@ func (h *Home) listenControl() (*unixsock.Listener, error) {
 	if l, err = unixsock.Listen(path); err != nil {
 		return nil, err
 	}
-	if err := writeFile(h.path(controlPathName), []byte(path+"\n")); err != nil {
+	if err := store.WriteFile(h.path(controlPathName), []byte(path+"\n")); err != nil {
 		l.Close()
 		return nil, err
 	}

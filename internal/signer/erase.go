@@ -14,6 +14,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"vmux.app/toolkit/internal/store"
 )
 
 // erasingName is what state.json is called from the first step of an erasure on,
@@ -164,7 +166,7 @@ func (h *Home) Erase(begin func() error) (left []string, err error) {
 			}
 			h.killed()
 		}
-		failed = append(failed, syncDir(h.dir)) // errors.Join drops those that are nil
+		failed = append(failed, store.SyncDir(h.dir)) // errors.Join drops those that are nil
 		failed = slices.DeleteFunc(failed, func(err error) bool { return err == nil })
 	}
 	if len(failed) > 0 {
@@ -173,7 +175,7 @@ func (h *Home) Erase(begin func() error) (left []string, err error) {
 	removeShortDir(socket, h.dir)
 	switch err := unix.Rmdir(h.dir); {
 	case err == nil:
-		return left, syncDir(filepath.Dir(h.dir))
+		return left, store.SyncDir(filepath.Dir(h.dir))
 	case len(left) > 0, errors.Is(err, unix.ENOTDIR), errors.Is(err, unix.EBUSY), errors.Is(err, unix.EACCES), errors.Is(err, unix.EPERM):
 		return left, nil // with files of others in it, a link, a file system, in a directory that is not ours
 	default:
@@ -193,7 +195,7 @@ func (h *Home) markErasing() error {
 	if err != nil {
 		return err
 	}
-	return syncDir(h.dir)
+	return store.SyncDir(h.dir)
 }
 
 // leadsTo are the files that links at path, and in it when it is a directory, lead

@@ -14,7 +14,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/google/renameio/v2"
 	"golang.org/x/crypto/ssh"
 	"golang.org/x/sys/unix"
 
@@ -50,6 +49,7 @@ var (
 	ErrNotHome     = errors.New("not a signer home")
 	ErrHomeExists  = errors.New("a signer home exists already")
 	ErrDirNotEmpty = errors.New("the directory is not empty")
+	ErrNoPlace     = errors.New("a signer home cannot be made there")
 	ErrHomeBusy    = errors.New("another command is changing the signer home")
 	ErrServing     = errors.New("another vmux-signer serves this home")
 	// ErrLinkKey and ErrAuthority are of keys without which the signer is another one.
@@ -99,7 +99,8 @@ func (h *Home) path(name string) string { return filepath.Join(h.dir, name) }
 
 // Init makes a home with a link key, a certificate authority's key and one P-256
 // identity named FirstKey, both encrypted unless the passphrase is empty. The
-// home appears whole or not at all. Errors: ErrHomeExists, ErrDirNotEmpty.
+// home appears whole or not at all. Errors: ErrHomeExists, ErrDirNotEmpty, ErrNoPlace,
+// *store.UnwritableError.
 func Init(dir, name string, passphrase []byte) (*Home, error) {
 	return initHome(dir, name, tpm.Default, func(comment string) ([]byte, error) { return keyfile.New(keyfile.ECDSA, comment, passphrase) })
 }
@@ -121,48 +122,59 @@ func initHome(dir, name, device string, create func(comment string) ([]byte, err
 	}
 	parent := filepath.Dir(dir)
 	if err := os.MkdirAll(parent, 0o700); err != nil {
-		return nil, err
+		return nil, &store.UnwritableError{Path: dir, Err: err}
 	}
 	sweepUnmade(parent)
 	made, release, err := makeUnmade(parent)
 	if err != nil {
-		return nil, err
+		return nil, &store.UnwritableError{Path: dir, Err: err}
 	}
 	defer os.RemoveAll(made) // nothing is left to remove once it has been renamed
 	defer release()
 
 	h := newHome(made, func(string) {})
-	if err := os.Mkdir(h.path(keysName), 0o700); err != nil {
-		return nil, err
-	}
-	if _, err := store.LinkKey(h.path(linkKeyName)); err != nil {
-		return nil, err
-	}
 	h.tpm = device
-	if _, err := h.writeNewKey(h.path(caName), func() ([]byte, error) { return create("vmux-signer CA " + name) }); err != nil {
-		return nil, err
-	}
-	if _, err := h.writeNewKey(h.keyPath(FirstKey), func() ([]byte, error) { return create(FirstKey) }); err != nil {
-		return nil, err
-	}
-	s := State{Version: stateVersion, Name: name, Keys: map[string]KeyState{FirstKey: {Enabled: true}}}
-	if err := h.writeState(&s); err != nil {
+	if err := h.fill(name, create); err != nil {
+		if e, ok := errors.AsType[*store.UnwritableError](err); ok {
+			err = &store.UnwritableError{Path: dir, Err: e.Err} // made is gone when somebody looks
+		}
 		return nil, err
 	}
 	// rename(2) replaces an empty directory and nothing else; os.Rename refuses
 	// even that.
 	if err := unix.Rename(made, dir); err != nil {
-		if errors.Is(err, unix.ENOTEMPTY) || errors.Is(err, unix.EEXIST) {
+		switch {
+		case errors.Is(err, unix.ENOTEMPTY), errors.Is(err, unix.EEXIST):
 			return nil, fmt.Errorf("%w: %s", ErrHomeExists, dir)
+		case errors.Is(err, unix.EBUSY), errors.Is(err, unix.ENOTDIR): // a file system of its own, something else meanwhile
+			return nil, fmt.Errorf("%w: %s: %w", ErrNoPlace, dir, err)
 		}
-		return nil, &os.LinkError{Op: "rename", Old: made, New: dir, Err: err}
+		return nil, &store.UnwritableError{Path: dir, Err: err}
 	}
-	if err := syncDir(parent); err != nil {
+	if err := store.SyncDir(parent); err != nil {
 		return nil, err
 	}
 	h.dir = dir
 	h.recordDone(audit.Record{Event: recordHome, Outcome: "made", Reason: name})
 	return h, nil
+}
+
+// fill makes the files of a new home.
+func (h *Home) fill(name string, create func(comment string) ([]byte, error)) error {
+	if err := os.Mkdir(h.path(keysName), 0o700); err != nil {
+		return &store.UnwritableError{Path: h.path(keysName), Err: err}
+	}
+	if _, err := store.LinkKey(h.path(linkKeyName)); err != nil {
+		return err
+	}
+	if _, err := h.writeNewKey(h.path(caName), func() ([]byte, error) { return create("vmux-signer CA " + name) }); err != nil {
+		return err
+	}
+	if _, err := h.writeNewKey(h.keyPath(FirstKey), func() ([]byte, error) { return create(FirstKey) }); err != nil {
+		return err
+	}
+	s := State{Version: stateVersion, Name: name, Keys: map[string]KeyState{FirstKey: {Enabled: true}}}
+	return h.writeState(&s)
 }
 
 // unmadePrefix begins the name of a home that is being made, beside the one it will
@@ -210,25 +222,33 @@ func sweepUnmade(parent string) {
 }
 
 // CanInit says whether a home can be made, as far as it is known before. Errors:
-// ErrName, ErrHomeExists, ErrErasing, ErrDirNotEmpty.
+// ErrName, ErrHomeExists, ErrErasing, ErrDirNotEmpty, ErrNoPlace.
 func CanInit(dir, name string) error {
 	if err := CheckName(name); err != nil {
 		return err
 	}
-	entries, err := os.ReadDir(dir)
 	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		return nil
-	case err != nil:
-		return err
 	case isErasing(dir):
 		return fmt.Errorf("%w: %s", ErrErasing, dir)
 	case isHome(dir):
 		return fmt.Errorf("%w: %s", ErrHomeExists, dir)
-	case len(entries) > 0:
-		return fmt.Errorf("%w: %s", ErrDirNotEmpty, dir)
 	}
-	return nil
+	fi, err := os.Lstat(dir)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil
+	case errors.Is(err, unix.ENOTDIR): // on the way there
+		return fmt.Errorf("%w: %s: %w", ErrNoPlace, dir, unix.ENOTDIR)
+	case err != nil:
+		return err
+	case !fi.IsDir(): // a link to one is none: a home takes its place
+		return fmt.Errorf("%w: %s is not a directory", ErrNoPlace, dir)
+	}
+	entries, err := os.ReadDir(dir)
+	if err == nil && len(entries) > 0 {
+		err = fmt.Errorf("%w: %s", ErrDirNotEmpty, dir)
+	}
+	return err
 }
 
 // Open opens an existing home. What its user must hear, such as a damaged file
@@ -432,24 +452,6 @@ func checkPrivate(path string, want fs.FileMode) error {
 		return &PermissionError{Path: path, Mode: mode, UID: st.Uid, Want: want}
 	}
 	return nil
-}
-
-// writeFile replaces a file: written beside it, synced, renamed.
-func writeFile(path string, data []byte) error {
-	if err := renameio.WriteFile(path, data, 0o600, renameio.WithTempDir(filepath.Dir(path)), renameio.IgnoreUmask()); err != nil {
-		return &store.UnwritableError{Path: path, Err: err}
-	}
-	return syncDir(filepath.Dir(path))
-}
-
-// syncDir makes a rename in dir last.
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return d.Sync()
 }
 
 // HostName is the name that a signer has when none is given: the first label of

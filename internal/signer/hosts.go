@@ -20,6 +20,8 @@ import (
 
 	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
+
+	"vmux.app/toolkit/internal/store"
 )
 
 // hostsName is the file with the host keys that the owner has approved.
@@ -377,7 +379,7 @@ func (h *Home) writeHosts(known approvals) error {
 	if err != nil {
 		return err
 	}
-	return writeFile(h.path(hostsName), append(b, '\n'))
+	return store.WriteFile(h.path(hostsName), append(b, '\n'))
 }
 
 // hosts gives what is remembered. A damaged file is set aside and said.
@@ -425,7 +427,7 @@ func (h *Home) recoverHostsLocked(damage *damagedError) (approvals, error) {
 		return nil, fmt.Errorf("%s: %w; setting it aside: %w", hostsName, damage.cause, err)
 	}
 	h.warn(fmt.Sprintf("%s was damaged (%v) and is now %s: no host key is remembered", h.path(hostsName), damage.cause, aside))
-	return approvals{}, syncDir(h.dir)
+	return approvals{}, store.SyncDir(h.dir)
 }
 
 // HostKeys gives the host keys that the owner has approved, in the order of

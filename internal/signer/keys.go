@@ -16,6 +16,7 @@ import (
 	"vmux.app/toolkit/internal/audit"
 	"vmux.app/toolkit/internal/envelope"
 	"vmux.app/toolkit/internal/keyfile"
+	"vmux.app/toolkit/internal/store"
 )
 
 // Errors of identities that their owner can mend.
@@ -261,7 +262,7 @@ func (h *Home) RemoveKey(label string) error {
 		return err
 	}
 	h.recordDone(audit.Record{Event: recordKey, Key: label, Outcome: "removed"})
-	return syncDir(h.path(keysName))
+	return store.SyncDir(h.path(keysName))
 }
 
 func (h *Home) haveKey(label string) error {
@@ -289,20 +290,7 @@ func (h *Home) writeNewKey(path string, create func() ([]byte, error)) (*keyfile
 		return nil, err
 	}
 	file.Device = h.tpm
-	dir := filepath.Dir(path)
-	f, err := os.CreateTemp(dir, newPrefix)
-	if err != nil {
-		return nil, err
-	}
-	defer os.Remove(f.Name())
-	_, err = f.Write(text)
-	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return nil, err
-	}
-	if err := os.Link(f.Name(), path); err != nil { // rename would replace
-		return nil, err
-	}
-	return file, syncDir(dir)
+	return file, store.WriteNew(path, newPrefix, text)
 }
 
 // readKey reads a key file that must be ours alone. Errors: *PermissionError,

@@ -14,6 +14,7 @@ import (
 
 	"vmux.app/toolkit/internal/audit"
 	"vmux.app/toolkit/internal/keyfile"
+	"vmux.app/toolkit/internal/store"
 )
 
 // A change of the passphrase writes every key file anew. The new ones are first
@@ -65,7 +66,7 @@ func (h *Home) ChangePassphrase(old, passphrase []byte) error {
 	dir := h.path(rekeyingName)
 	h.killed()
 	if err := os.Mkdir(dir, 0o700); err != nil {
-		return err
+		return &store.UnwritableError{Path: dir, Err: err}
 	}
 	defer os.RemoveAll(dir) // gone by its other name when all went well
 	put := func(name, comment string, f *keyfile.File) error {
@@ -77,7 +78,11 @@ func (h *Home) ChangePassphrase(old, passphrase []byte) error {
 			return fmt.Errorf("the key %s: %w", comment, err)
 		}
 		h.killed()
-		return writeFile(filepath.Join(dir, name), text)
+		err = store.WriteFile(filepath.Join(dir, name), text)
+		if e, ok := errors.AsType[*store.UnwritableError](err); ok {
+			err = &store.UnwritableError{Path: dir, Err: e.Err} // what is in it is gone when somebody looks
+		}
+		return err
 	}
 	ca, err := h.authority()
 	if err != nil {
@@ -100,7 +105,7 @@ func (h *Home) ChangePassphrase(old, passphrase []byte) error {
 		return err
 	}
 	h.killed()
-	if err := syncDir(h.dir); err != nil {
+	if err := store.SyncDir(h.dir); err != nil {
 		return err
 	}
 	if err := h.finishRekeyLocked(); err != nil {
@@ -170,7 +175,7 @@ func (h *Home) finishRekeyLocked() error {
 		}
 	}
 	h.killed()
-	if err := errors.Join(syncDir(h.path(keysName)), syncDir(h.dir)); err != nil {
+	if err := errors.Join(store.SyncDir(h.path(keysName)), store.SyncDir(h.dir)); err != nil {
 		return err
 	}
 	h.killed()

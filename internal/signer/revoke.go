@@ -13,6 +13,8 @@ import (
 	"strings"
 
 	"golang.org/x/crypto/ssh"
+
+	"vmux.app/toolkit/internal/store"
 )
 
 // removedName is the file with the public halves of identities that were removed,
@@ -174,5 +176,5 @@ func (h *Home) rememberRemovedLocked(label string) error {
 	if len(text) > maxRemoved {
 		return fmt.Errorf("%w: %s", ErrManyRemoved, h.path(removedName))
 	}
-	return writeFile(h.path(removedName), text)
+	return store.WriteFile(h.path(removedName), text)
 }

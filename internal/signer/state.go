@@ -21,6 +21,7 @@ import (
 	"vmux.app/toolkit/internal/audit"
 	"vmux.app/toolkit/internal/envelope"
 	"vmux.app/toolkit/internal/pairing"
+	"vmux.app/toolkit/internal/store"
 	"vmux.app/toolkit/internal/transport"
 )
 
@@ -298,7 +299,7 @@ func (h *Home) writeState(s *State) error {
 	if err != nil {
 		return err
 	}
-	return writeFile(h.path(stateName), append(b, '\n'))
+	return store.WriteFile(h.path(stateName), append(b, '\n'))
 }
 
 // Forget removes a device, named by its name or pin. Error: ErrNoDevice.

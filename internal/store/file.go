@@ -285,6 +285,51 @@ func (s *Store) lock() (unlock func(), err error) {
 	}
 }
 
+// WriteFile is writeFile for others. Error: *UnwritableError.
+func WriteFile(path string, b []byte) error {
+	if err := writeFile(path, b); err != nil {
+		return &UnwritableError{path, err}
+	}
+	return nil
+}
+
+// WriteNew makes a private file with content b, which appears whole or not at all. While it is written it
+// has a name of pattern (os.CreateTemp), which a process that is killed leaves. Errors: fs.ErrExist when
+// there is a file already, *UnwritableError.
+func WriteNew(path, pattern string, b []byte) error {
+	switch err := writeNew(path, pattern, b); {
+	case err == nil:
+		return nil
+	case errors.Is(err, fs.ErrExist):
+		return err
+	default:
+		return &UnwritableError{path, err}
+	}
+}
+
+func writeNew(path, pattern string, b []byte) error {
+	dir := filepath.Dir(path)
+	f, err := os.CreateTemp(dir, pattern) // O_EXCL, 0600
+	if err != nil {
+		return err
+	}
+	defer os.Remove(f.Name())
+	_, err = f.Write(b)
+	if err == nil {
+		err = f.Sync()
+	}
+	if e := f.Close(); err == nil {
+		err = e
+	}
+	if err != nil {
+		return err
+	}
+	if err := renameNew(f.Name(), path); err != nil {
+		return err
+	}
+	return SyncDir(dir)
+}
+
 // writeFile replaces path by a private file with content b: written aside in the same directory,
 // synced, renamed, and the directory synced so that the new name survives a power failure.
 func writeFile(path string, b []byte) error {
@@ -299,10 +344,11 @@ func writeFile(path string, b []byte) error {
 	if err := f.CloseAtomicallyReplace(); err != nil {
 		return err
 	}
-	return syncDir(filepath.Dir(path))
+	return SyncDir(filepath.Dir(path))
 }
 
-func syncDir(dir string) error {
+// SyncDir has the names in a directory survive a power failure.
+func SyncDir(dir string) error {
 	d, err := os.Open(dir)
 	if err != nil {
 		return err

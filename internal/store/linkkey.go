@@ -100,8 +100,7 @@ func parseKey(b []byte) (*ecdsa.PrivateKey, error) {
 // makeKey writes a new key under a temporary name and links it to path: the file is whole or absent, and
 // the first of two processes wins. The error is nil when the other one did.
 func makeKey(path string) error {
-	dir := filepath.Dir(path)
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return err
 	}
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -113,23 +112,10 @@ func makeKey(path string) error {
 		return err
 	}
 	defer clear(der)
-	f, err := os.CreateTemp(dir, "."+filepath.Base(path)) // O_EXCL, 0600
-	if err != nil {
+	text := pem.EncodeToMemory(&pem.Block{Type: pemType, Bytes: der})
+	defer clear(text)
+	if err := writeNew(path, "."+filepath.Base(path), text); !errors.Is(err, fs.ErrExist) {
 		return err
 	}
-	defer os.Remove(f.Name())
-	err = pem.Encode(f, &pem.Block{Type: pemType, Bytes: der})
-	if err == nil {
-		err = f.Sync()
-	}
-	if e := f.Close(); err == nil {
-		err = e
-	}
-	if err != nil {
-		return err
-	}
-	if err := renameNew(f.Name(), path); err != nil && !errors.Is(err, fs.ErrExist) {
-		return err
-	}
-	return syncDir(dir)
+	return nil
 }

@@ -490,3 +490,28 @@ func FuzzState(f *testing.F) {
 		}
 	})
 }
+
+// A new file replaces nothing, is private, and leaves nothing else behind.
+func TestWriteNew(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	path := filepath.Join(dir, "new")
+	if err := WriteNew(path, ".new-", []byte("one")); err != nil {
+		t.Fatal(err)
+	}
+	if err := WriteNew(path, ".new-", []byte("two")); !errors.Is(err, fs.ErrExist) {
+		t.Errorf("once more: %v", err)
+	}
+	b, err := os.ReadFile(path)
+	fi, e := os.Lstat(path)
+	if err = errors.Join(err, e); err != nil || string(b) != "one" || fi.Mode() != 0o600 {
+		t.Errorf("%q, %v, %v", b, fi.Mode(), err)
+	}
+	if entries, err := os.ReadDir(dir); err != nil || len(entries) != 1 {
+		t.Errorf("left: %v, %v", entries, err)
+	}
+	var unwritable *UnwritableError
+	if err := WriteNew(filepath.Join(path, "x"), ".new-", nil); !errors.As(err, &unwritable) || unwritable.Path != filepath.Join(path, "x") {
+		t.Errorf("below a file: %v", err)
+	}
+}
