@@ -177,20 +177,6 @@ func objectOf(k signer.Key) keyObject {
 	return o
 }
 
-// objectNamed is the key with a label.
-func objectNamed(h *signer.Home, label string) (keyObject, error) {
-	keys, err := h.Keys()
-	if err != nil {
-		return keyObject{}, err
-	}
-	for _, k := range keys {
-		if k.Label == label {
-			return objectOf(k), nil
-		}
-	}
-	return keyObject{}, fmt.Errorf("%w: %s", signer.ErrNoKey, label)
-}
-
 func line(k ssh.PublicKey, comment string) string {
 	return strings.TrimSpace(string(ssh.MarshalAuthorizedKey(k))) + " " + comment
 }
@@ -358,12 +344,15 @@ func keyEnable(on bool) func(*cli.Context) error {
 		} else {
 			cli.From(c).Notef("the key %s is disabled", label)
 		}
+		k, err := h.Key(label)
+		if err != nil {
+			return err
+		}
+		if on && k.Err != nil {
+			cli.From(c).Warnf("it cannot be used: %v", k.Err)
+		}
 		if cli.From(c).JSON() {
-			o, err := objectNamed(h, label)
-			if err != nil {
-				return err
-			}
-			cli.From(c).Result(o, nil)
+			cli.From(c).Result(objectOf(k), nil)
 		}
 		return changed(c, h)
 	}
@@ -375,10 +364,11 @@ func keyRemove(c *cli.Context) error {
 		return err
 	}
 	label := c.Args().First()
-	o, err := objectNamed(h, label)
+	k, err := h.Key(label)
 	if err != nil {
 		return err
 	}
+	o := objectOf(k)
 	if err := h.RemoveKey(label); err != nil {
 		return err
 	}

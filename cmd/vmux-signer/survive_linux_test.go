@@ -21,6 +21,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"vmux.app/toolkit/internal/envelope"
 	"vmux.app/toolkit/internal/keyfile"
 	"vmux.app/toolkit/internal/signer"
 )
@@ -594,6 +595,34 @@ func TestAuthorityGone(t *testing.T) {
 	if _, err := os.Lstat(v.home); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("the home: %v", err)
 	}
+}
+
+// Somebody has put more keys into the home than there may be: what the hint says works.
+func TestTooManyKeys(t *testing.T) {
+	t.Parallel()
+	v := newSurvivor(t)
+	b, err := os.ReadFile(filepath.Join(v.home, "keys/work"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range envelope.MaxKeys - 1 {
+		v.write(fmt.Sprintf("keys/more%d", i), string(b))
+	}
+	v.says("key list", 1, `\Aerror: 256 keys exist, no more fit\nhint: remove one that is not used: vmux-signer key remove LABEL\n`)
+	v.ok("key remove more0")
+	if keys := v.keys(); len(keys) != envelope.MaxKeys {
+		t.Errorf("%d keys", len(keys))
+	}
+}
+
+// A key that cannot be used is not enabled without a word.
+func TestUnusableKeyEnabled(t *testing.T) {
+	t.Parallel()
+	v := newSurvivor(t)
+	if err := os.Chmod(filepath.Join(v.home, "keys/work"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	v.says("key enable work", 0, `\Athe key work is enabled\nwarning: it cannot be used: \S+/keys/work is open to others \(mode 0644\)\n\z`)
 }
 
 // The second signer of a home is refused, and the first goes on as if nothing had

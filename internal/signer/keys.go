@@ -92,11 +92,7 @@ func (h *Home) keys(s *State) ([]Key, error) {
 		if len(keys) == envelope.MaxKeys {
 			return nil, ErrManyKeys
 		}
-		k := Key{Label: label, Enabled: s.Keys[label].Enabled, Provider: envelope.Unknown}
-		if k.file, k.Err = h.readKey(h.keyPath(label)); k.Err == nil {
-			k.Public, k.Provider = k.file.Public, providerOf(k.file)
-		}
-		keys = append(keys, k)
+		keys = append(keys, h.key(s, label))
 	}
 	slices.SortFunc(keys, func(a, b Key) int {
 		switch {
@@ -108,6 +104,27 @@ func (h *Home) keys(s *State) ([]Key, error) {
 		return 0
 	})
 	return keys, nil
+}
+
+func (h *Home) key(s *State, label string) Key {
+	k := Key{Label: label, Enabled: s.Keys[label].Enabled, Provider: envelope.Unknown}
+	if k.file, k.Err = h.readKey(h.keyPath(label)); k.Err == nil {
+		k.Public, k.Provider = k.file.Public, providerOf(k.file)
+	}
+	return k
+}
+
+// Key gives the identity with a label, as Keys does, also where there are too many.
+// Error: ErrNoKey.
+func (h *Home) Key(label string) (Key, error) {
+	s, err := h.Read()
+	if err != nil {
+		return Key{}, err
+	}
+	if err := h.haveKey(label); err != nil {
+		return Key{}, err
+	}
+	return h.key(&s, label), nil
 }
 
 // AddKey makes an identity and enables it. It is protected as the certificate
