@@ -251,7 +251,7 @@ func advice() []row {
 		is(signer.ErrHomeExists, ExitFailed, "use it, or name another one: VMUX_SIGNER_HOME=DIR vmux-signer init"),
 		is(signer.ErrNoPlace, ExitFailed, "name a directory of yours that does not exist yet: VMUX_SIGNER_HOME=DIR vmux-signer init"),
 		is(signer.ErrDirNotEmpty, ExitFailed, "name a directory that is empty or does not exist: VMUX_SIGNER_HOME=DIR vmux-signer init"),
-		is(signer.ErrHomeBusy, ExitFailed, "look for a stopped vmux-signer (ps -u $USER | grep vmux), end it and try again"),
+		is(signer.ErrHomeBusy, ExitFailed, "try again when it is done, such as vmux-signer passphrase with many keys; else look for a stopped vmux-signer (ps -u $USER | grep vmux), end it and try again"),
 		is(signer.ErrErasing, ExitFailed, "finish it: vmux-signer erase"),
 		is(signer.ErrManyRemoved, ExitFailed, "keep what vmux-signer revoke prints somewhere else, then remove that file"),
 		is(signer.ErrServing, ExitFailed, "use the one that runs, or end it first"),

@@ -41,7 +41,8 @@ const (
 const FirstKey = "default"
 
 // lockWait is how long a command waits for another one that is changing the
-// home. Changes take milliseconds; one that takes this long is stuck.
+// home. Changes take milliseconds; one that takes this long is stuck, a TPM's work, or a
+// passphrase for many keys, each of which takes some tenths of a second.
 const lockWait = 5 * time.Second
 
 // Errors of a home that its owner can mend.
