@@ -49,7 +49,7 @@ func revoke(c *cli.Context) error {
 	l := krl.Of(entries)
 	t.Result(l, func(w io.Writer) { fmt.Fprint(w, l.Text) })
 	if len(missing) > 0 {
-		return cli.Fail(cli.ExitFailed, "find its line on the servers", fmt.Errorf("the list is not complete: %w", errors.Join(missing...)))
+		return cli.Fail(cli.ExitFailed, "find its line on the servers", fmt.Errorf("the list is not complete: %w", cli.Together(missing)))
 	}
 	t.Notef("of the keys these are those that %s offered last; one that is disabled or was removed is not among them", p.Name)
 	t.Notef("for sshd, with this output in FILE: ssh-keygen -k -f revoked.krl FILE; more in: man vmux-signer, REVOCATION")

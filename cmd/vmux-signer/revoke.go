@@ -3,7 +3,6 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -98,7 +97,7 @@ func incomplete(unknown []*signer.UnknownKeyError) error {
 		all = append(all, e)
 	}
 	return cli.Fail(cli.ExitFailed, "find its line on the servers, by its label, or a device that knows it: vmux-pair --list --json",
-		fmt.Errorf("the list is not complete: %w", errors.Join(all...)))
+		fmt.Errorf("the list is not complete: %w", cli.Together(all)))
 }
 
 func revokeSerials(t *cli.TUI, keys []signer.PublicKey, unknown []*signer.UnknownKeyError, serials []uint64) error {

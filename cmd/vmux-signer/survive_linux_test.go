@@ -615,6 +615,23 @@ func TestTooManyKeys(t *testing.T) {
 	}
 }
 
+// What is wrong in several places is said in one line, and what keeps an erasure from
+// its end can be looked for.
+func TestSeveralAtOnce(t *testing.T) {
+	t.Parallel()
+	v := newSurvivor(t)
+	v.write("keys/default", "junk")
+	v.write("keys/work", "junk")
+	v.says("revoke --quiet", 1, `(?m)^error: the list is not complete: the key default is not known: [^;\\]*; the key work is not known: [^;\\]*\nhint: `)
+	for _, name := range []string{"removed.pub", "certificates.toml"} {
+		if err := os.MkdirAll(filepath.Join(v.home, name, "in the way"), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	v.says("erase --yes", 1, `(?m)^error: the signer home is half erased: remove \S+/certificates.toml: directory not empty; remove \S+/removed.pub: directory not empty\n`+
+		`hint: see what keeps these \(ls -ld, lsattr, mount\), then finish it: vmux-signer erase\n\z`)
+}
+
 // A key that cannot be used is not enabled without a word.
 func TestUnusableKeyEnabled(t *testing.T) {
 	t.Parallel()

@@ -299,6 +299,7 @@ func TestAdvice(t *testing.T) {
 		{fmt.Errorf("%w: %w", signer.ErrLocked, signer.ErrNotRecognized), 1, "vmux-signer unlock"},
 		{signer.ErrDenied, 5, "answer"},
 		{&signer.ForeignKeyError{Label: "a", Path: "/a b/keys/a"}, 1, "ssh-keygen -p -f '/a b/keys/a'"},
+		{&signer.ForeignKeyError{Label: "a", Path: "/a b/keys/a", InTPM: true}, 1, "vmux-signer key remove a"},
 		{keyfile.ErrTooLong, 2, "shorter"},
 		{keyfile.ErrDamaged, 1, "backup"},
 		{pairing.ErrBadURL, 2, "URL"},

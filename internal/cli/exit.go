@@ -60,6 +60,23 @@ type failure struct {
 func (f *failure) Error() string { return f.err.Error() }
 func (f *failure) Unwrap() error { return f.err }
 
+// Together is the error of several, of which there is at least one, in one line.
+func Together(errs []error) error { return together(errs) }
+
+type together []error
+
+func (t together) Unwrap() []error { return t }
+func (t together) Error() string {
+	var b strings.Builder
+	for i, err := range t {
+		if i > 0 {
+			b.WriteString("; ")
+		}
+		b.WriteString(err.Error())
+	}
+	return b.String()
+}
+
 // A row of the table turns the errors it matches into a status and a hint.
 type row struct {
 	exit int
@@ -252,6 +269,9 @@ func advice() []row {
 		is(signer.ErrNoPlace, ExitFailed, "name a directory of yours that does not exist yet: VMUX_SIGNER_HOME=DIR vmux-signer init"),
 		is(signer.ErrDirNotEmpty, ExitFailed, "name a directory that is empty or does not exist: VMUX_SIGNER_HOME=DIR vmux-signer init"),
 		is(signer.ErrHomeBusy, ExitFailed, "try again when it is done, such as vmux-signer passphrase with many keys; else look for a stopped vmux-signer (ps -u $USER | grep vmux), end it and try again"),
+		as(ExitFailed, func(*signer.EraseError) string {
+			return "see what keeps these (ls -ld, lsattr, mount), then finish it: vmux-signer erase"
+		}),
 		is(signer.ErrErasing, ExitFailed, "finish it: vmux-signer erase"),
 		is(signer.ErrManyRemoved, ExitFailed, "keep what vmux-signer revoke prints somewhere else, then remove that file"),
 		is(signer.ErrServing, ExitFailed, "use the one that runs, or end it first"),
@@ -266,6 +286,9 @@ func advice() []row {
 		is(signer.ErrPassphrase, ExitFailed, "try again; a passphrase that is forgotten cannot be found out: vmux-signer erase, and begin anew"),
 		is(signer.ErrProtected, ExitUsage, "run it in a terminal, or name a file that has it: --passphrase-file FILE"),
 		as(ExitFailed, func(e *signer.ForeignKeyError) string {
+			if e.InTPM {
+				return "restore its file of now, or remove it: vmux-signer key remove " + quote(e.Label)
+			}
 			return "give it the passphrase of the others first: ssh-keygen -p -f " + quote(e.Path)
 		}),
 		is(keyfile.ErrTooLong, ExitUsage, "choose a shorter one"),

@@ -26,6 +26,23 @@ const erasingName = "erasing"
 // ErrErasing says that an erasure was cut off.
 var ErrErasing = errors.New("the signer home is half erased")
 
+// EraseError says what an erasure could not remove. It is ErrErasing.
+type EraseError struct{ Errs []error }
+
+func (e *EraseError) Error() string {
+	text := ErrErasing.Error() + ": "
+	for i, err := range e.Errs {
+		if i > 0 {
+			text += "; "
+		}
+		text += err.Error()
+	}
+	return text
+}
+
+// Is says that it is ErrErasing.
+func (e *EraseError) Is(target error) bool { return target == ErrErasing }
+
 // isErasing says whether an erasure of the home was begun.
 func isErasing(dir string) bool {
 	_, err := os.Lstat(filepath.Join(dir, erasingName))
@@ -110,7 +127,7 @@ func eraseStep(name string) (step int, ok bool) {
 // it from beginning; nothing is erased when it returns an error. What is left are
 // the paths of files that are not the signer's, and of those that links in the
 // home lead to. After a crash nothing but another Erase is possible. Errors:
-// ErrServing, ErrHomeBusy.
+// ErrServing, ErrHomeBusy, *EraseError.
 func (h *Home) Erase(begin func() error) (left []string, err error) {
 	releaseServing, err := h.lockServingFile()
 	if err != nil {
@@ -170,7 +187,7 @@ func (h *Home) Erase(begin func() error) (left []string, err error) {
 		failed = slices.DeleteFunc(failed, func(err error) bool { return err == nil })
 	}
 	if len(failed) > 0 {
-		return left, fmt.Errorf("%w: %w", ErrErasing, errors.Join(failed...))
+		return left, &EraseError{failed}
 	}
 	removeShortDir(socket, h.dir)
 	switch err := unix.Rmdir(h.dir); {

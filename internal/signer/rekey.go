@@ -32,6 +32,7 @@ const (
 type ForeignKeyError struct {
 	Label string
 	Path  string
+	InTPM bool // where ssh-keygen does not get at it
 }
 
 func (e *ForeignKeyError) Error() string {
@@ -72,7 +73,7 @@ func (h *Home) ChangePassphrase(old, passphrase []byte) error {
 	put := func(name, comment string, f *keyfile.File) error {
 		text, err := f.Reprotect(old, comment, passphrase)
 		if errors.Is(err, keyfile.ErrPassphrase) {
-			return &ForeignKeyError{comment, h.keyPath(comment)}
+			return &ForeignKeyError{comment, h.keyPath(comment), f.InTPM()}
 		}
 		if err != nil {
 			return fmt.Errorf("the key %s: %w", comment, err)

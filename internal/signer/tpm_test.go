@@ -411,6 +411,25 @@ func (s *server) mustReload(t *testing.T) {
 	}
 }
 
+// A copy of a TPM's key file with an earlier passphrase is none that ssh-keygen mends.
+func TestTPMForeignKey(t *testing.T) {
+	t.Parallel()
+	m := tpmtest.Start(t)
+	h := tpmHome(t, m, false)
+	text, err := os.ReadFile(h.keyPath(FirstKey))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := h.ChangePassphrase(bytes.Clone(tpmPassphrase), []byte("another")); err != nil {
+		t.Fatal(err)
+	}
+	h.put(t, string(text), "keys/copy")
+	err = h.ChangePassphrase([]byte("another"), bytes.Clone(tpmPassphrase))
+	if foreign, ok := errors.AsType[*ForeignKeyError](err); !ok || foreign.Label != "copy" || !foreign.InTPM {
+		t.Errorf("%v", err)
+	}
+}
+
 // The command that unlocks hears what is wrong with the TPM as its own kind of error,
 // so that it has the right hint.
 func TestTPMErrorsCrossTheControlSocket(t *testing.T) {
