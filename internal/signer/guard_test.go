@@ -1172,9 +1172,9 @@ func TestPassphraseChangesUnderAPrompt(t *testing.T) {
 		if err := s.reload(); err != nil {
 			t.Fatal(err)
 		}
-		wants(t, "the prompt", context.Cause(q.ctx), ErrLocked)
+		wants(t, "the prompt", context.Cause(q.ctx), errRekeyed)
 		q.reply <- ErrDenied // too late
-		ends(t, done, envelope.CodeLocked)
+		ends(t, done, envelope.CodeInternal)
 	})
 }
 

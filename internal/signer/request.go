@@ -25,6 +25,7 @@ import (
 var (
 	errExpired  = errors.New("no approval within a minute of the request")
 	errKeyGone  = errors.New("the key was disabled or removed")
+	errRekeyed  = errors.New("the keys have another passphrase since, ask again")
 	errUnpaired = errors.New("the device was forgotten")
 )
 
@@ -148,6 +149,8 @@ func answerFor(err error) *envelope.Error {
 		return envelope.Errorf(envelope.CodeBadRequest, "%v", err)
 	case errors.Is(err, errExpired), errors.Is(err, context.DeadlineExceeded):
 		return envelope.Errorf(envelope.CodeExpired, "%v", errExpired)
+	case errors.Is(err, errRekeyed):
+		return envelope.Errorf(envelope.CodeInternal, "%v", err)
 	case errors.Is(err, errKeyGone):
 		return envelope.Errorf(envelope.CodeUnknownKey, "%v", err)
 	case errors.Is(err, errUnpaired):

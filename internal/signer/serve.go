@@ -477,7 +477,7 @@ func (s *server) publishLocked(st State) error {
 		s.guard.forget() // it has another passphrase now, or none
 		// A prompt that waits opens the old file: it would take the old passphrase, and
 		// count the new one as wrong.
-		s.prompts.withdraw(func(promptKey) bool { return true }, ErrLocked)
+		s.prompts.withdraw(func(promptKey) bool { return true }, errRekeyed)
 	}
 	s.snap.Store(&snapshot{state: st, pending: s.pending, keys: keys, ca: ca})
 
