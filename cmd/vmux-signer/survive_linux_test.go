@@ -632,6 +632,35 @@ func TestSeveralAtOnce(t *testing.T) {
 		`hint: see what keeps these \(ls -ld, lsattr, mount\), then finish it: vmux-signer erase\n\z`)
 }
 
+// What is no file where one should be keeps nobody waiting, and is damage like any other.
+func TestNoFiles(t *testing.T) {
+	t.Parallel()
+	from := newSurvivor(t)
+	from.ok("key add gone")
+	from.ok("key remove gone")
+	for name, c := range map[string]struct {
+		args, says string
+		exit       int
+	}{
+		"state.json":        {"status", `(?m)^warning: \S+/state\.json was damaged \(.*not a regular file\) and is now \S+\.damaged-1: `, 0},
+		"removed.pub":       {"revoke", `(?m)^error: the list is not complete: .*/removed\.pub: not a regular file\nhint: `, 1},
+		"keys/work":         {"revoke", `(?m)^error: the list is not complete: the key work is not known: .*/keys/work: not a regular file\nhint: `, 1},
+		"certificates.toml": {"serve --approve always --no-advertise --listen 127.0.0.1:0", `reason="\S+/certificates.toml: is not a regular file`, 0},
+	} {
+		v := from.copied(t)
+		path := filepath.Join(v.home, name)
+		os.Remove(path) // it need not be there
+		if err := unix.Mkfifo(path, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if strings.HasPrefix(c.args, "serve") {
+			v.serves(c.says, nil)
+			continue
+		}
+		v.says(c.args, c.exit, c.says)
+	}
+}
+
 // A key that cannot be used is not enabled without a word.
 func TestUnusableKeyEnabled(t *testing.T) {
 	t.Parallel()

@@ -5,7 +5,6 @@ package signer
 import (
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -326,17 +325,13 @@ func (h *Home) readKey(path string) (*keyfile.File, error) {
 
 // readKeyFile reads one that others may be able to read. Error: keyfile.ErrDamaged.
 func readKeyFile(path string) (*keyfile.File, error) {
-	// A pipe of that name would keep the open waiting.
-	if fi, err := os.Stat(path); err != nil || !fi.Mode().IsRegular() {
-		return nil, errors.Join(fmt.Errorf("%w: %s is not a file", keyfile.ErrDamaged, path), err)
-	}
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, keyfile.MaxSize+1))
-	if err != nil {
+	b, err := store.ReadFile(path, keyfile.MaxSize)
+	switch {
+	case errors.Is(err, store.ErrTooLarge):
+		return nil, fmt.Errorf("%s: %w: %w", path, keyfile.ErrDamaged, err)
+	case isDamage(err), errors.Is(err, fs.ErrNotExist):
+		return nil, fmt.Errorf("%w: %w", keyfile.ErrDamaged, err)
+	case err != nil:
 		return nil, err
 	}
 	k, err := keyfile.Parse(b)

@@ -5,7 +5,6 @@ package signer
 import (
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"maps"
 	"os"
@@ -16,6 +15,7 @@ import (
 	"github.com/BurntSushi/toml"
 
 	"vmux.app/toolkit/internal/envelope"
+	"vmux.app/toolkit/internal/store"
 )
 
 // limitsName is the file with the certificate authority's limits in a home. Its
@@ -77,36 +77,21 @@ func (h *Home) Limits() (Limits, error) {
 		}
 		return Limits{}, &LimitsError{Path: path, Problem: err.Error(), Err: err}
 	}
-	fi, err := os.Lstat(path)
-	if errors.Is(err, fs.ErrNotExist) {
+	if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) { // a link to nothing is no absence
 		return defaultLimits(), nil
 	}
-	if err != nil {
+	b, err := store.ReadFile(path, maxLimitsFile)
+	switch {
+	case errors.Is(err, store.ErrNotRegular):
+		return wrong(fmt.Errorf("is %w", store.ErrNotRegular))
+	case errors.Is(err, store.ErrTooLarge):
+		return wrong(fmt.Errorf("is %w", err))
+	case err != nil:
 		return wrong(err)
-	}
-	if fi.Mode()&fs.ModeSymlink != 0 { // to a versioned configuration, say; one to nothing is no absence
-		if fi, err = os.Stat(path); err != nil {
-			return wrong(err)
-		}
-	}
-	if !fi.Mode().IsRegular() { // a pipe would keep the open waiting
-		return wrong(errors.New("is not a file"))
 	}
 	const readable = 0o644 // others may know the limits, not set them
 	if err := checkPrivate(path, readable); err != nil {
 		return wrong(err)
-	}
-	f, err := os.Open(path)
-	if err != nil {
-		return wrong(err)
-	}
-	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, maxLimitsFile+1))
-	if err != nil {
-		return wrong(err)
-	}
-	if len(b) > maxLimitsFile {
-		return wrong(fmt.Errorf("is larger than %d bytes", maxLimitsFile))
 	}
 	l, err := parseLimits(string(b))
 	if err != nil {

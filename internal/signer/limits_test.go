@@ -108,7 +108,7 @@ func TestLimitsFileOnDisk(t *testing.T) {
 	wrong("large", "larger than")
 	os.Remove(path)
 	os.Mkdir(path, 0o700)
-	wrong("directory", "not a file")
+	wrong("directory", "not a regular file")
 	os.Remove(path)
 	os.Symlink("nothing", path)
 	wrong("symlink to nothing", "no such file")

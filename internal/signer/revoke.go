@@ -7,7 +7,6 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"strings"
@@ -113,17 +112,12 @@ func publicHalf(path string) (ssh.PublicKey, error) {
 }
 
 func (h *Home) readRemoved() ([]byte, error) {
-	f, err := os.Open(h.path(removedName))
-	if errors.Is(err, fs.ErrNotExist) {
+	b, err := store.ReadFile(h.path(removedName), maxRemoved)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
 		return nil, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, maxRemoved+1))
-	if err == nil && len(b) > maxRemoved {
-		err = fmt.Errorf("%s is larger than %d bytes", h.path(removedName), maxRemoved)
+	case errors.Is(err, store.ErrTooLarge):
+		return nil, fmt.Errorf("%s is %w", h.path(removedName), err)
 	}
 	return b, err
 }

@@ -5,7 +5,6 @@ package signer
 import (
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"slices"
@@ -218,23 +217,19 @@ func setAside(path string) (string, error) {
 }
 
 func (h *Home) readState() (State, error) {
-	path := h.path(stateName)
-	f, err := os.Open(path)
-	if errors.Is(err, fs.ErrNotExist) {
+	b, err := store.ReadFile(h.path(stateName), maxState)
+	switch {
+	case errors.Is(err, fs.ErrNotExist), isDamage(err):
 		return State{}, &damagedError{err}
-	}
-	if err != nil {
+	case err != nil:
 		return State{}, err
-	}
-	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, maxState+1))
-	if err != nil {
-		return State{}, err
-	}
-	if len(b) > maxState {
-		return State{}, &damagedError{fmt.Errorf("larger than %d bytes", maxState)}
 	}
 	return parseState(b)
+}
+
+// isDamage says whether a file that cannot be read is none that was written here.
+func isDamage(err error) bool {
+	return errors.Is(err, store.ErrNotRegular) || errors.Is(err, store.ErrTooLarge)
 }
 
 // parseState reads state.json strictly. A newer version is not damage.

@@ -5,7 +5,6 @@ package store
 import (
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"log/slog"
 	"maps"
@@ -165,7 +164,7 @@ func LoadConfig(path string, explicit bool, env Env) (Config, error) {
 		Policy:      policy.Shipped(),
 		Certificate: Certificate{Validity: 8 * time.Hour, MinValidity: 15 * time.Second, MaxValidity: 24 * time.Hour, AfterPairing: true},
 	}
-	b, err := readConfig(path)
+	b, err := ReadFile(path, maxConfigSize)
 	switch {
 	case errors.Is(err, fs.ErrNotExist) && !explicit:
 	case errors.Is(err, fs.ErrNotExist):
@@ -211,19 +210,6 @@ func (c *Config) Set(env Env, key, value, origin string) error {
 		return nil
 	}
 	return &ConfigError{File: origin, Key: key, Problem: fmt.Sprintf("there is no setting %q", key)}
-}
-
-func readConfig(path string) ([]byte, error) {
-	f, err := open(path)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, maxConfigSize+1))
-	if err == nil && len(b) > maxConfigSize {
-		err = fmt.Errorf("larger than %d bytes", maxConfigSize)
-	}
-	return b, err
 }
 
 // setFile applies every setting in the file. All of them but the rules are strings so that each has one parser.

@@ -361,6 +361,27 @@ func SyncDir(dir string) error {
 	return nil
 }
 
+// Errors of ReadFile about what is there.
+var (
+	ErrNotRegular = errors.New("not a regular file")
+	ErrTooLarge   = errors.New("larger than")
+)
+
+// ReadFile reads a regular file of at most so many bytes. It waits for nobody at a named pipe. Errors:
+// ErrNotRegular, ErrTooLarge, those of the file system.
+func ReadFile(path string, most int64) ([]byte, error) {
+	f, err := open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, most+1))
+	if err == nil && int64(len(b)) > most {
+		err = fmt.Errorf("%w %d bytes", ErrTooLarge, most)
+	}
+	return b, err
+}
+
 // open opens a regular file to read. O_NONBLOCK keeps a pipe of that name from holding the process.
 func open(path string) (*os.File, error) {
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
@@ -369,7 +390,7 @@ func open(path string) (*os.File, error) {
 	}
 	fi, err := f.Stat()
 	if err == nil && !fi.Mode().IsRegular() {
-		err = &fs.PathError{Op: "open", Path: path, Err: errors.New("not a regular file")}
+		err = &fs.PathError{Op: "open", Path: path, Err: ErrNotRegular}
 	}
 	if err != nil {
 		f.Close()
