@@ -58,6 +58,7 @@ type Terminal struct {
 	asks     []*ask     // the first one is shown, or will be
 	shown    *ask       // nil when none is
 	pages    []string   // of the question that is shown
+	small    bool       // the screen is too small for it, and pages has nothing of it
 	width    int        // of the screen that they were made for
 	height   int
 	page     int // the one on the screen
@@ -380,6 +381,7 @@ func (t *Terminal) rawLocked() {
 	}
 	now.Lflag &^= unix.ICANON | unix.ECHO
 	now.Cc[unix.VMIN], now.Cc[unix.VTIME] = 1, 0
+	now.Cc[unix.VQUIT] = noKey // which would end the signer and leave the terminal like this
 	now.Cc[unix.VINTR] = noKey
 	if t.shown.interrupts {
 		now.Cc[unix.VINTR] = t.saved.Cc[unix.VINTR]
@@ -415,14 +417,14 @@ func (t *Terminal) foreground() bool {
 	return err != nil || pgrp == unix.Getpgrp()
 }
 
-// size is the terminal's in columns and rows. One that does not know its own, or
-// says something absurd, is taken for a usual one.
+// size is the terminal's in columns and rows. One that does not know its own is
+// taken for a usual one.
 func (t *Terminal) size() (width, height int) {
 	width, height, err := term.GetSize(t.fd)
-	if err != nil || width < 20 {
+	if err != nil || width <= 0 {
 		width = screenWidth
 	}
-	if err != nil || height < 8 {
+	if err != nil || height <= 0 {
 		height = screenHeight
 	}
 	return width, height
