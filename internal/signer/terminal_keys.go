@@ -39,7 +39,9 @@ func (t *Terminal) take() {
 	case t.shown == nil:
 		return
 	case time.Since(t.since) < t.guard:
-		t.since = time.Now() // who types on has not seen the question yet
+		if slices.ContainsFunc(b[:n], func(key byte) bool { return !t.interrupts(key) }) {
+			t.since = time.Now() // who types on has not seen the question yet
+		}
 		return
 	}
 	for _, key := range b[:n] {
@@ -57,6 +59,9 @@ func (t *Terminal) keyLocked(key byte) bool {
 	switch {
 	case t.interrupts(key):
 		t.answerLocked(a, ErrDenied)
+		return false
+	case t.means(key, unix.VSUSP):
+		t.suspendLocked()
 		return false
 	case a.checking:
 		// The answer is given.

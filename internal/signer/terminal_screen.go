@@ -12,10 +12,7 @@ import (
 
 // showLocked shows the first question in the place of another one or of none.
 func (t *Terminal) showLocked() {
-	if t.shown != nil {
-		t.putLocked("\r\x1b[J" + t.shown.name + " waits\n")
-		t.leaveLocked()
-	}
+	t.putAwayLocked()
 	a := t.asks[0]
 	t.shown = a
 	t.rawLocked()
@@ -34,6 +31,14 @@ func (t *Terminal) fitLocked(width, height int) {
 	t.small = width < minWidth || height < minHeight
 	if t.pages = []string{""}; !t.small {
 		t.pages = t.shown.pages(width, height)
+	}
+}
+
+// putAwayLocked takes the question that is shown from the screen. It waits on.
+func (t *Terminal) putAwayLocked() {
+	if t.shown != nil {
+		t.putLocked("\r\x1b[J" + t.shown.name + " waits\n")
+		t.leaveLocked()
 	}
 }
 
@@ -67,7 +72,9 @@ func (t *Terminal) refreshLocked() {
 	switch {
 	case t.resumed.Swap(false) || !t.singleKeys(): // it was stopped and continued
 		t.rawLocked()
-		fallthrough
+		t.fitLocked(width, height)
+		t.turnLocked(0)
+		return
 	case width != t.width || height != t.height:
 		several, small := len(t.pages) > 1, t.small
 		t.fitLocked(width, height)
