@@ -794,6 +794,37 @@ func TestControlRefuses(t *testing.T) {
 	}
 }
 
+// A signer that is stopped, as by Ctrl-Z, keeps nobody waiting for ever, and what
+// asks for its state says so.
+func TestControlSilent(t *testing.T) {
+	t.Parallel()
+	r := &running{home: testHome(t)}
+	l, err := r.home.listenControl()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	h, err := Open(r.home.dir, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.patience = 20 * time.Millisecond
+	for name, ask := range map[string]func(context.Context) error{
+		"status": func(ctx context.Context) error { _, err := h.Status(ctx); return err },
+		"lock":   h.Lock, "reload": h.Reload,
+	} {
+		if err := ask(t.Context()); !errors.Is(err, ErrSilent) || errors.Is(err, ErrNotRunning) {
+			t.Errorf("%s: %v", name, err)
+		}
+		gone := errors.New("gone")
+		ctx, cancel := context.WithCancelCause(t.Context())
+		cancel(gone)
+		if err := ask(ctx); !errors.Is(err, gone) {
+			t.Errorf("%s, left: %v", name, err)
+		}
+	}
+}
+
 func TestListenErrors(t *testing.T) {
 	t.Parallel()
 	r := serve(t, testHome(t), yes{})
