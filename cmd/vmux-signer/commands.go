@@ -3,7 +3,6 @@
 package main
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -22,9 +21,6 @@ import (
 	"vmux.app/toolkit/internal/store"
 	"vmux.app/toolkit/internal/tpm"
 )
-
-// reloadTime bounds the wait for the running signer to take up a change.
-const reloadTime = 5 * time.Second
 
 func app() *cli.App {
 	return &cli.App{
@@ -246,9 +242,7 @@ func initHome(c *cli.Context) error {
 
 // changed tells a running signer that the home has changed.
 func changed(c *cli.Context, h *signer.Home) error {
-	ctx, cancel := context.WithTimeout(c.Context, reloadTime)
-	defer cancel()
-	err := h.Reload(ctx)
+	err := h.Reload(c.Context)
 	if errors.Is(err, signer.ErrNotRunning) {
 		return nil
 	}

@@ -365,6 +365,125 @@ func TestTerminals(t *testing.T) {
 	}
 }
 
+// Ctrl-Z at a prompt stops the signer with the terminal as it was found, whether the
+// shell sees to that or not; where no shell could continue it, it goes on. What was
+// typed before is forgotten.
+func TestSuspended(t *testing.T) {
+	t.Parallel()
+	dir, err := os.MkdirTemp("", "v")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	home := filepath.Join(dir, "h")
+	initial := exec.Command("vmux-signer", "init", "--no-passphrase", "--name", "Pocket")
+	initial.Env = append(os.Environ(), "VMUX_SIGNER_HOME="+home)
+	if out, err := initial.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	device := func(args ...string) (<-chan error, *strings.Builder) {
+		cmd := exec.Command("device", args...)
+		cmd.Dir = dir
+		out := new(strings.Builder)
+		cmd.Stdout, cmd.Stderr = out, out
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		done := make(chan error, 1)
+		go func() { done <- cmd.Wait() }()
+		return done, out
+	}
+	paired := false
+	for _, shell := range []bool{true, false} {
+		// dash, and many a sh, leave the terminal to the commands.
+		words := []string{"sh", "-mc", `vmux-signer serve --listen 127.0.0.1:0; echo "modes: $(stty -a)."; fg; echo "ended: $?"`}
+		if !shell {
+			words = []string{"vmux-signer", "serve", "--listen", "127.0.0.1:0"}
+		}
+		pty := ptytest.Open(t)
+		cmd := exec.Command(words[0], words[1:]...)
+		cmd.Env = append(os.Environ(), "VMUX_SIGNER_HOME="+home)
+		cmd.Stdin, cmd.Stdout, cmd.Stderr = pty.TTY, pty.TTY, pty.TTY
+		cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		ended := make(chan error, 1)
+		go func() { ended <- cmd.Wait() }()
+		t.Cleanup(func() { pty.HangUp(); cmd.Process.Kill() })
+		pty.Expect("listening on ")
+		address := strings.TrimSpace(pty.Expect("\n"))
+		if !paired {
+			done, _ := device("url")
+			<-done
+			url, err := os.ReadFile(filepath.Join(dir, "device.url"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			pair := exec.Command("vmux-signer", "pair", "--json", string(url))
+			pair.Env = initial.Env
+			out, err := pair.StdoutPipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := pair.Start(); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := out.Read(make([]byte, 100)); err != nil { // it is open
+				t.Fatal(err)
+			}
+			done, said := device("pair", address)
+			if err := <-done; err != nil {
+				t.Fatalf("%v: %s", err, said)
+			}
+			if err := pair.Wait(); err != nil {
+				t.Fatal(err)
+			}
+			paired = true
+		}
+		done, out := device("sign", address, "default")
+		pty.Expect("Approve? [y/N]")
+		<-time.After(600 * time.Millisecond) // it takes nothing for a moment
+		pty.Type("n")
+		pty.Expect("Approve? [y/N] n")
+		pty.Type("\x1a")
+		pty.Expect("Approve? waits")
+		if shell {
+			pty.Expect("modes: ")
+			modes := pty.Expect(".\r\n")
+			for _, want := range []string{" icanon", " echo ", "intr = ^C;", "quit = ^\\;"} {
+				if !strings.Contains(modes, want) {
+					t.Errorf("no %q in the modes when it is stopped: %s", want, modes)
+				}
+			}
+		}
+		pty.Expect("SSH Sign Request")
+		pty.Expect("Approve? [y/N]   ")
+		answer(pty, "y\n", "approved")
+		<-done // its status is in out
+		if out.String() != "signed by default\n" {
+			t.Errorf("device: %q", out)
+		}
+		pty.Expect("msg=request")
+		for interrupts := false; !interrupts; { // it is as it was found soon
+			stty := exec.Command("stty", "-a")
+			stty.Stdin = pty.TTY
+			modes, err := stty.Output()
+			if err != nil {
+				t.Fatal(err)
+			}
+			interrupts = strings.Contains(string(modes), "intr = ^C;")
+		}
+		pty.Type("\x03")
+		if shell {
+			pty.Expect("ended: 0")
+		}
+		if err := <-ended; err != nil {
+			t.Errorf("serve: %v", err)
+		}
+	}
+}
+
 // answer types until the question takes it: for a moment after it has appeared
 // it takes nothing. A denial needs the Enter only.
 func answer(pty *ptytest.Terminal, typed, shown string) {

@@ -277,6 +277,7 @@ func advice() []row {
 		is(signer.ErrServing, ExitFailed, "use the one that runs, or end it first"),
 		is(signer.ErrStateVersion, ExitFailed, "update vmux-signer"),
 		is(signer.ErrNotRunning, ExitFailed, "start it in another terminal: vmux-signer serve"),
+		is(signer.ErrSilent, ExitNoAnswer, "look whether it was stopped, as by Ctrl-Z; if not, end it and start it again"),
 		is(signer.ErrName, ExitUsage, "choose another one, as in --name Pocket"),
 		is(signer.ErrLabel, ExitUsage, "choose another one, as in: vmux-signer key add work"),
 		is(keyfile.ErrType, ExitUsage, "write --type ecdsa or --type ed25519"),

@@ -55,7 +55,7 @@ func asked(ctx context.Context, term *Terminal, key string) <-chan error {
 
 // pastGuard waits until a prompt takes answers: the time it does not is the
 // behaviour, and there is nothing else to wait for.
-func pastGuard() { <-time.After(answerGuard + 50*time.Millisecond) }
+func pastGuard() { <-time.After(answerGuard + 100*time.Millisecond) }
 
 func TestTerminalAnswers(t *testing.T) {
 	t.Parallel()

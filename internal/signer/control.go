@@ -77,10 +77,17 @@ const (
 	maxControls = 16
 	// controlTime bounds the wait for a command's first line and for each write.
 	controlTime = 5 * time.Second
+	// controlPatience is how long a command waits for an answer that takes no person:
+	// longer than the signer waits for a file that somebody else has locked.
+	controlPatience = 10 * time.Second
 )
 
 // ErrNotRunning says that no process serves the home.
 var ErrNotRunning = errors.New("vmux-signer is not running")
+
+// ErrSilent says that the process that serves the home does not answer: it may be
+// stopped.
+var ErrSilent = errors.New("the running vmux-signer does not answer")
 
 // ErrControl says that the running signer did not understand the command or
 // failed at it.
@@ -457,16 +464,17 @@ func (c *controlConn) next(ctx context.Context) (controlEvent, error) {
 }
 
 // Reload tells the process that serves the home that it has changed, and waits
-// until the change is in force. Error: ErrNotRunning, when the next one will
-// read the home anyway.
+// until the change is in force. Errors: ErrNotRunning, when the next one will
+// read the home anyway; ErrSilent.
 func (h *Home) Reload(ctx context.Context) error {
-	_, err := h.tell(ctx, controlCommand{Command: "reload"})
+	_, err := h.tellSoon(ctx, controlCommand{Command: "reload"})
 	return err
 }
 
-// Status asks the process that serves the home how it is. Error: ErrNotRunning.
+// Status asks the process that serves the home how it is. Errors: ErrNotRunning,
+// ErrSilent.
 func (h *Home) Status(ctx context.Context) (Status, error) {
-	e, err := h.tell(ctx, controlCommand{Command: "status"})
+	e, err := h.tellSoon(ctx, controlCommand{Command: "status"})
 	if err == nil && e.Status == nil {
 		err = fmt.Errorf("%w: it says nothing", ErrControl)
 	}
@@ -478,9 +486,9 @@ func (h *Home) Status(ctx context.Context) (Status, error) {
 
 // Lock has the process that serves the home withdraw its prompts, forget the
 // passphrase, and show and sign nothing before it is given again. Errors:
-// ErrNotRunning, ErrNotProtected.
+// ErrNotRunning, ErrNotProtected; ErrSilent, when it does so as soon as it goes on.
 func (h *Home) Lock(ctx context.Context) error {
-	_, err := h.tell(ctx, controlCommand{Command: "lock"})
+	_, err := h.tellSoon(ctx, controlCommand{Command: "lock"})
 	return err
 }
 
@@ -490,6 +498,13 @@ func (h *Home) Lock(ctx context.Context) error {
 func (h *Home) Unlock(ctx context.Context, passphrase []byte) error {
 	_, err := h.tell(ctx, controlCommand{Command: "unlock", Passphrase: passphrase})
 	return err
+}
+
+// tellSoon is tell for what does not wait for a person. Error: ErrSilent.
+func (h *Home) tellSoon(ctx context.Context, cmd controlCommand) (controlEvent, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, h.patience, ErrSilent)
+	defer cancel()
+	return h.tell(ctx, cmd)
 }
 
 // tell has the process that serves the home do a command, and waits for its end.

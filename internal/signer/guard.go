@@ -308,7 +308,7 @@ func (s *server) unlock(ctx context.Context, passphrase []byte) error {
 		g.held = bytes.Clone(passphrase)
 	}
 	g.mu.Unlock()
-	s.home.recordDone(audit.Record{Event: recordLock, Outcome: "unlocked"})
+	s.recordDone(audit.Record{Event: recordLock, Outcome: "unlocked"})
 	s.log.Info("unlocked")
 	return nil
 }
@@ -329,7 +329,7 @@ func (s *server) lock() error {
 	g.closed = true
 	g.mu.Unlock()
 	s.prompts.withdraw(func(promptKey) bool { return true }, ErrLocked)
-	s.home.recordDone(audit.Record{Event: recordLock, Outcome: "locked"})
+	s.recordDone(audit.Record{Event: recordLock, Outcome: "locked"})
 	s.log.Info("locked")
 	return nil
 }
@@ -373,6 +373,7 @@ func (s *server) check(passphrase []byte, open func() error) error {
 	switch {
 	case errors.Is(err, ErrPassphrase):
 		s.log.Warn("wrong passphrase", "failures", after.Failures)
+		s.recordDone(audit.Record{Event: recordLock, Outcome: "failed", Reason: fmt.Sprintf("wrong passphrase, %d failed approvals in a row", after.Failures)})
 		s.failed(after)
 		return err
 	case err != nil: // it was not looked at
@@ -391,7 +392,7 @@ func (s *server) check(passphrase []byte, open func() error) error {
 // failed says that a failure was the one that locks.
 func (s *server) failed(st State) {
 	if st.Failures == maxFailures {
-		s.home.recordDone(audit.Record{Event: recordLock, Outcome: "locked", Reason: fmt.Sprintf("%d failed approvals in a row", st.Failures)})
+		s.recordDone(audit.Record{Event: recordLock, Outcome: "locked", Reason: fmt.Sprintf("%d failed approvals in a row", st.Failures)})
 		s.log.Warn("approvals are locked until the passphrase is given", "failures", st.Failures)
 		s.event(Event{Event: EventLocked})
 	}

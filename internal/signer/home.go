@@ -82,10 +82,12 @@ type Home struct {
 	warn func(string)
 	kill func()                     // in tests, else nil
 	log  func() (*audit.Log, error) // opened when it is first needed
+
+	patience time.Duration // controlPatience but in tests
 }
 
 func newHome(dir string, warn func(string)) *Home {
-	h := &Home{dir: dir, tpm: tpm.Default, warn: warn}
+	h := &Home{dir: dir, tpm: tpm.Default, warn: warn, patience: controlPatience}
 	h.log = sync.OnceValues(func() (*audit.Log, error) { return audit.Open(h.dir) })
 	return h
 }

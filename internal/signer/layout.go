@@ -13,6 +13,10 @@ import (
 const (
 	screenWidth  = 80
 	screenHeight = 24
+	// minWidth and minHeight are the smallest screen that prompts are shown on: no
+	// heading needs two rows on it, and a page has room for more than headings.
+	minWidth  = 40
+	minHeight = 8
 	// margin are the rows around a page: an empty one above, the question below.
 	margin = 2
 	// indent is where the values of a prompt begin.
@@ -51,7 +55,7 @@ func (p *Prompt) layout(width int) []line {
 				name = ""
 			}
 			last = f.Name
-			for _, text := range wrap(f.Value, max(20, width-indent-1)) {
+			for _, text := range wrap(f.Value, width-indent-1) {
 				text = fmt.Sprintf("  %-*s%s", indent-2, name, text)
 				if f.Name == warning {
 					text = bold + text + thin
@@ -64,8 +68,8 @@ func (p *Prompt) layout(width int) []line {
 	return lines
 }
 
-// pages lays the prompt out for a terminal: each page fits it with the question,
-// and says whose word its lines are.
+// pages lays the prompt out for a terminal of minWidth by minHeight at least: each
+// page fits it with the question, and says whose word its lines are.
 func (p *Prompt) pages(width, height int) []string {
 	lines, room := p.layout(width), height-margin
 	if len(lines) <= room {
@@ -157,10 +161,10 @@ func breadth(s string) (n int) {
 func columns(r rune) int {
 	const (
 		firstWide   = 0x1100 // Hangul
-		punctuation = 0x2000 // to symbols and arrows: …, →, ’
-		radicals    = 0x2e80
+		punctuation = 0x2000 // to arrows: …, →, ’
+		technical   = 0x2300 // and the symbols behind it, some of which are wide
 	)
-	if r < firstWide || punctuation <= r && r < radicals {
+	if r < firstWide || punctuation <= r && r < technical {
 		return 1
 	}
 	return 2

@@ -50,8 +50,19 @@ func (h *Home) record(r audit.Record, durable bool) error {
 // recordDone records what was done and cannot be undone.
 func (h *Home) recordDone(r audit.Record) {
 	if err := h.record(r, true); err != nil {
-		h.warn(fmt.Sprintf("%s %s is %v", r.Event, r.Outcome, err))
+		h.warn(unrecorded(r, err))
 	}
+}
+
+// recordDone is the home's for one that is served: what is said goes to the log.
+func (s *server) recordDone(r audit.Record) {
+	if err := s.home.record(r, true); err != nil {
+		s.log.Error("audit", "reason", unrecorded(r, err))
+	}
+}
+
+func unrecorded(r audit.Record, err error) string {
+	return fmt.Sprintf("%s %s is %v", r.Event, r.Outcome, err)
 }
 
 // unseen counts a device's refusals that nobody saw, and what it had shown in vain.

@@ -5,9 +5,11 @@ package signer
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"os"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"vmux.app/toolkit/internal/audit"
@@ -210,4 +212,137 @@ func TestShownInVainIsBounded(t *testing.T) {
 	now = now.Add(unseenTime + time.Second)
 	owner.answer = nil
 	ask("")
+}
+
+// recordedAfter gives the lines that were recorded after the first n bytes.
+func recordedAfter(t *testing.T, h *Home, n int) []string {
+	t.Helper()
+	return strings.Split(strings.TrimSuffix(recorded(t, h)[n:], "\n"), "\n")
+}
+
+// T06: each wrong passphrase is recorded, wherever it was given, and what ends in
+// a lock is, too.
+func TestThreat_T06_WrongPassphrasesAreRecorded(t *testing.T) {
+	t.Parallel()
+	h := protectedHome(t)
+	synctest.Test(t, func(t *testing.T) {
+		o := newOwner()
+		s := guarded(t, h, Options{Approver: o})
+		begin := len(recorded(t, h))
+		// The one of "vmux-signer unlock", at a prompt, and in place of a prompt.
+		wants(t, "unlock", s.unlock(t.Context(), wrong()), ErrPassphrase)
+		done := start(t.Context(), s, "a", request(s, "work", 1))
+		q := <-o.asked
+		for range 3 {
+			wants(t, "prompt", q.prompt.Unlock(wrong()), ErrPassphrase)
+		}
+		wants(t, "none", q.prompt.Unlock(nil), ErrPassphrase) // is no try
+		wants(t, "prompt", q.prompt.Unlock(wrong()), ErrLocked)
+		q.reply <- ErrLocked
+		ends(t, done, envelope.CodeLocked)
+		done = start(t.Context(), s, "b", request(s, "work", 2))
+		d := <-o.doors
+		wants(t, "door", d.try(wrong()), ErrPassphrase)
+		wants(t, "door", d.try(right()), nil)
+		d.reply <- ErrDenied
+		ends(t, done, envelope.CodeDenied)
+		want := []string{
+			"lock failed wrong passphrase, 1 failed approvals in a row",
+			"request laptop",
+			"lock failed wrong passphrase, 2 failed approvals in a row",
+			"lock failed wrong passphrase, 3 failed approvals in a row",
+			"lock failed wrong passphrase, 4 failed approvals in a row",
+			"lock failed wrong passphrase, 5 failed approvals in a row",
+			"lock locked 5 failed approvals in a row",
+			"decision locked laptop",
+			"request laptop",
+			"lock failed wrong passphrase, 6 failed approvals in a row",
+			"lock unlocked",
+			"decision denied laptop",
+		}
+		got := recordedAfter(t, h, begin)
+		for i := range max(len(got), len(want)) {
+			if i >= len(got) || i >= len(want) || !strings.HasPrefix(got[i], want[i]) {
+				t.Fatalf("line %d:\n%s\nwant\n%s", i, strings.Join(got, "\n"), strings.Join(want, "\n"))
+			}
+		}
+		for _, secret := range []string{testPassphrase, string(wrong())} {
+			if strings.Contains(recorded(t, h), secret) {
+				t.Errorf("%q is recorded", secret)
+			}
+		}
+	})
+}
+
+// T06: who only tries passphrases cannot push anything out of the log: the lock
+// holds tries up, and none is not a try.
+func TestThreat_T06_TriesDoNotFloodTheLog(t *testing.T) {
+	t.Parallel()
+	h := protectedHome(t)
+	synctest.Test(t, func(t *testing.T) {
+		s := guarded(t, h, Options{Approver: newOwner()})
+		begin := len(recorded(t, h))
+		ctx, cancel := context.WithTimeout(t.Context(), 24*time.Hour)
+		defer cancel()
+		tries := 0
+		for ; ctx.Err() == nil; tries++ {
+			for range 3 {
+				_ = s.unlock(ctx, nil) // an error, as the next one
+			}
+			_ = s.unlock(ctx, wrong())
+		}
+		// A second doubles to 15 minutes within ten tries.
+		const most = 24*4 + 10 + maxFailures + 1
+		if n := len(recordedAfter(t, h, begin)); n < tries-1 || n > most {
+			t.Errorf("%d records of %d tries in a day, at most %d are expected", n, tries, most)
+		}
+	})
+}
+
+// Pairings, locks, keys and what else the owner does are recorded.
+func TestOwnersDeedsAreRecorded(t *testing.T) {
+	t.Parallel()
+	h := protectedHome(t)
+	s := guarded(t, h, Options{Approver: newOwner()})
+	begin := len(recorded(t, h))
+	wants(t, "lock", s.lock(), nil)
+	wants(t, "unlock", s.unlock(t.Context(), right()), nil)
+	wants(t, "disable", h.EnableKey("work", false), nil)
+	wants(t, "enable", h.EnableKey("work", true), nil)
+	wants(t, "remove", h.RemoveKey("work"), nil)
+	_, err := h.Forget("laptop")
+	wants(t, "forget", err, nil)
+	wants(t, "passphrase", h.ChangePassphrase(right(), []byte("another")), nil)
+	got := strings.Join(recordedAfter(t, h, begin), "\n")
+	if want := `lock locked
+lock unlocked
+key disabled work
+key enabled work
+key removed work
+device forgotten laptop
+home passphrase changed`; got != want {
+		t.Errorf("%s\nwant\n%s", got, want)
+	}
+	if all := recorded(t, h); !strings.HasPrefix(all, "home made Pocket\n") || !strings.Contains(all, "\nkey added work\n") {
+		t.Error(all)
+	}
+}
+
+// What is done and cannot be recorded is said, in the log, where --quiet leaves it.
+func TestUnrecordedIsSaid(t *testing.T) {
+	t.Parallel()
+	h := protectedHome(t)
+	var log strings.Builder
+	s := guarded(t, h, Options{Approver: newOwner(), Log: slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelError}))})
+	breakLog(t, h)
+	wants(t, "lock", s.lock(), nil)
+	wants(t, "unlock", s.unlock(t.Context(), wrong()), ErrPassphrase)
+	for _, want := range []string{`msg=audit reason="lock locked is not recorded in the audit log`, `msg=audit reason="lock failed is not recorded in the audit log`} {
+		if !strings.Contains(log.String(), want) {
+			t.Errorf("no %s in\n%s", want, log.String())
+		}
+	}
+	if !s.guard.isClosed() || failuresOnDisk(t, h) != 1 {
+		t.Error("not locked, or not counted")
+	}
 }

@@ -27,6 +27,7 @@ var (
 	errKeyGone  = errors.New("the key was disabled or removed")
 	errRekeyed  = errors.New("the keys have another passphrase since, ask again")
 	errUnpaired = errors.New("the device was forgotten")
+	errStopped  = errors.New("the signer was stopped")
 )
 
 // opaqueAdvice is what a device is told of data that nobody can show to a
@@ -155,6 +156,8 @@ func answerFor(err error) *envelope.Error {
 		return envelope.Errorf(envelope.CodeUnknownKey, "%v", err)
 	case errors.Is(err, errUnpaired):
 		return envelope.Errorf(envelope.CodeNotPaired, "%v", err)
+	case errors.Is(err, errStopped):
+		return envelope.Errorf(envelope.CodeInternal, "%v", err)
 	case errors.Is(err, context.Canceled):
 		return envelope.Errorf(envelope.CodeDenied, "withdrawn")
 	}

@@ -192,13 +192,16 @@ func Serve(ctx context.Context, home *Home, o Options) error {
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
+	// What waits ends with a reason of its own: ctx's is for who has started this.
+	parent := ctx
+	ctx, cancel := context.WithCancelCause(context.WithoutCancel(parent))
+	defer cancel(errStopped)
+	defer context.AfterFunc(parent, func() { cancel(errStopped) })()
 	context.AfterFunc(ctx, func() { control.Close() })
 	var services sync.WaitGroup
 	services.Go(func() { s.serveControl(ctx, control) })
 	stop := func() {
-		cancel()
+		cancel(errStopped)
 		services.Wait()
 	}
 	if o.WakeAddress != "" {

@@ -37,6 +37,9 @@ type running struct {
 	stop    func()
 }
 
+// errSignal is as the cause that a command's context has.
+var errSignal = errors.New("ended by signal 15")
+
 func serve(t *testing.T, h *Home, a Approver) *running {
 	t.Helper()
 	return serveWith(t, h, Options{Approver: a})
@@ -45,12 +48,12 @@ func serve(t *testing.T, h *Home, a Approver) *running {
 func serveWith(t *testing.T, h *Home, o Options) *running {
 	t.Helper()
 	r := &running{t: t, home: h, events: make(chan Event, 1000)}
-	ctx, cancel := context.WithCancel(context.Background())
+	ctx, cancel := context.WithCancelCause(context.Background())
 	ended := make(chan error, 1)
 	o.Listen, o.Advertise, o.Event = "127.0.0.1:0", true, func(e Event) { r.events <- e }
 	go func() { ended <- Serve(ctx, h, o) }()
 	r.stop = sync.OnceFunc(func() {
-		cancel()
+		cancel(errSignal)
 		if err := <-ended; err != nil {
 			t.Errorf("serve: %v", err)
 		}
@@ -600,6 +603,51 @@ func TestStopEndsWindow(t *testing.T) {
 	}
 }
 
+// A signer that is stopped says so of what waits: to the device, in the log and in
+// the audit log.
+func TestStopWhileARequestWaits(t *testing.T) {
+	t.Parallel()
+	h := testHome(t)
+	a := newAnswers()
+	r := serve(t, h, a)
+	d := newDevice(t, "laptop")
+	pairByURL(t, r, d)
+	l, err := d.link(t, r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	keys, err := l.Call(t.Context(), transport.NewID(), &envelope.KeyListRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	key := keys.(*envelope.KeyListResponse).Keys[0]
+	public, err := ssh.ParsePublicKey(key.PublicKeyBlob)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() {
+		_, err := l.Call(t.Context(), transport.NewID(), &envelope.SignRequest{PublicKeyBlob: key.PublicKeyBlob,
+			Data: login(sessionID(1), "root", public, nil), CreatedAt: envelope.At(time.Now())})
+		ended <- err
+	}()
+	q := <-a.asked
+	r.stop()
+	const why = "the signer was stopped"
+	if cause := context.Cause(q.ctx); cause == nil || cause.Error() != why {
+		t.Errorf("the prompt went for %v", cause)
+	}
+	if <-ended == nil {
+		t.Error("signed")
+	}
+	if e := r.expect(EventRequest); e.Reason != why || e.Outcome != string(envelope.CodeInternal) {
+		t.Errorf("%+v", e)
+	}
+	if log := recorded(t, h); !strings.Contains(log, "\ndecision internal laptop login root default "+why+"\nstopped\n") {
+		t.Errorf("recorded:\n%s", log)
+	}
+}
+
 // Strangers who do nothing do not keep a device out.
 func TestFlood(t *testing.T) {
 	t.Parallel()
@@ -743,6 +791,37 @@ func TestControlRefuses(t *testing.T) {
 	}
 	if err := r.home.Reload(t.Context()); err != nil {
 		t.Error(err)
+	}
+}
+
+// A signer that is stopped, as by Ctrl-Z, keeps nobody waiting for ever, and what
+// asks for its state says so.
+func TestControlSilent(t *testing.T) {
+	t.Parallel()
+	r := &running{home: testHome(t)}
+	l, err := r.home.listenControl()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	h, err := Open(r.home.dir, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	h.patience = 20 * time.Millisecond
+	for name, ask := range map[string]func(context.Context) error{
+		"status": func(ctx context.Context) error { _, err := h.Status(ctx); return err },
+		"lock":   h.Lock, "reload": h.Reload,
+	} {
+		if err := ask(t.Context()); !errors.Is(err, ErrSilent) || errors.Is(err, ErrNotRunning) {
+			t.Errorf("%s: %v", name, err)
+		}
+		gone := errors.New("gone")
+		ctx, cancel := context.WithCancelCause(t.Context())
+		cancel(gone)
+		if err := ask(ctx); !errors.Is(err, gone) {
+			t.Errorf("%s, left: %v", name, err)
+		}
 	}
 }
 

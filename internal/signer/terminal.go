@@ -33,6 +33,8 @@ const (
 	maxTyped = 8
 	// maxAnswer bounds a passphrase in bytes.
 	maxAnswer = keyfile.MaxPassphrase
+	// suspendTime is how long a signer that stops itself waits for that.
+	suspendTime = 100 * time.Millisecond
 	// fdSetSize is the first descriptor that select(2) cannot watch. poll(2) does
 	// not watch terminals on macOS.
 	fdSetSize = 1024
@@ -58,6 +60,7 @@ type Terminal struct {
 	asks     []*ask     // the first one is shown, or will be
 	shown    *ask       // nil when none is
 	pages    []string   // of the question that is shown
+	small    bool       // the screen is too small for it, and pages has nothing of it
 	width    int        // of the screen that they were made for
 	height   int
 	page     int // the one on the screen
@@ -367,7 +370,7 @@ func (t *Terminal) failLocked(err error) {
 }
 
 // rawLocked has the terminal give single keys without echo, mostly with Ctrl-C
-// among them; Ctrl-Z still stops. What was typed before is dropped.
+// among them. What was typed before is dropped.
 func (t *Terminal) rawLocked() {
 	now, err := unix.IoctlGetTermios(t.fd, ioctlGetTermios)
 	if err != nil {
@@ -380,6 +383,8 @@ func (t *Terminal) rawLocked() {
 	}
 	now.Lflag &^= unix.ICANON | unix.ECHO
 	now.Cc[unix.VMIN], now.Cc[unix.VTIME] = 1, 0
+	// These would end and stop the signer, and leave the terminal like this.
+	now.Cc[unix.VQUIT], now.Cc[unix.VSUSP] = noKey, noKey
 	now.Cc[unix.VINTR] = noKey
 	if t.shown.interrupts {
 		now.Cc[unix.VINTR] = t.saved.Cc[unix.VINTR]
@@ -387,6 +392,17 @@ func (t *Terminal) rawLocked() {
 	if err := unix.IoctlSetTermios(t.fd, ioctlSetTermiosFlush, now); err != nil {
 		t.failLocked(err)
 	}
+}
+
+// suspendLocked stops the signer, and all that were started with it, as Ctrl-Z does
+// where no question is shown. The terminal is as it was found, for not every shell
+// sees to that. Where no shell could continue it this has no effect, and the question
+// is shown anew at once.
+func (t *Terminal) suspendLocked() {
+	t.putAwayLocked()
+	t.restoreLocked()
+	_ = unix.Kill(0, unix.SIGTSTP) // one may send signals to oneself
+	<-time.After(suspendTime)      // nobody changes the terminal again before the stop
 }
 
 func (t *Terminal) restoreLocked() {
@@ -405,7 +421,13 @@ func (t *Terminal) singleKeys() bool {
 
 // interrupts says whether a key interrupts where no question is shown.
 func (t *Terminal) interrupts(key byte) bool {
-	return key == ctrlC || t.saved != nil && t.saved.Cc[unix.VINTR] != noKey && key == t.saved.Cc[unix.VINTR]
+	return key == ctrlC || t.means(key, unix.VINTR)
+}
+
+// means says whether a key is the one of a control character where no question is
+// shown.
+func (t *Terminal) means(key byte, control int) bool {
+	return t.saved != nil && t.saved.Cc[control] != noKey && key == t.saved.Cc[control]
 }
 
 // foreground says whether reading would stop us, where the terminal is ours to
@@ -415,14 +437,14 @@ func (t *Terminal) foreground() bool {
 	return err != nil || pgrp == unix.Getpgrp()
 }
 
-// size is the terminal's in columns and rows. One that does not know its own, or
-// says something absurd, is taken for a usual one.
+// size is the terminal's in columns and rows. One that does not know its own is
+// taken for a usual one.
 func (t *Terminal) size() (width, height int) {
 	width, height, err := term.GetSize(t.fd)
-	if err != nil || width < 20 {
+	if err != nil || width <= 0 {
 		width = screenWidth
 	}
-	if err != nil || height < 8 {
+	if err != nil || height <= 0 {
 		height = screenHeight
 	}
 	return width, height

@@ -36,7 +36,12 @@ func (t *Terminal) take() {
 	case err != nil || n == 0:
 		t.failLocked(err)
 		return
-	case t.shown == nil || time.Since(t.since) < t.guard:
+	case t.shown == nil:
+		return
+	case time.Since(t.since) < t.guard:
+		if slices.ContainsFunc(b[:n], func(key byte) bool { return !t.interrupts(key) }) {
+			t.since = time.Now() // who types on has not seen the question yet
+		}
 		return
 	}
 	for _, key := range b[:n] {
@@ -55,15 +60,20 @@ func (t *Terminal) keyLocked(key byte) bool {
 	case t.interrupts(key):
 		t.answerLocked(a, ErrDenied)
 		return false
+	case t.means(key, unix.VSUSP):
+		t.suspendLocked()
+		return false
 	case a.checking:
 		// The answer is given.
-	case key == '\t':
+	case key == '\t' && !t.small:
 		return !t.nextLocked()
-	case t.page < len(t.pages)-1: // nobody approves what was not shown yet
+	case t.small || t.page < len(t.pages)-1: // nobody approves what was not shown yet
 		switch key {
 		case '\r', '\n', ' ':
-			t.turnLocked(t.page + 1)
-			return false
+			if !t.small {
+				t.turnLocked(t.page + 1)
+				return false
+			}
 		case 'n', 'N', ctrlD:
 			t.answerLocked(a, ErrDenied)
 			return false

@@ -12,10 +12,7 @@ import (
 
 // showLocked shows the first question in the place of another one or of none.
 func (t *Terminal) showLocked() {
-	if t.shown != nil {
-		t.putLocked("\r\x1b[J" + t.shown.name + " waits\n")
-		t.leaveLocked()
-	}
+	t.putAwayLocked()
 	a := t.asks[0]
 	t.shown = a
 	t.rawLocked()
@@ -24,9 +21,25 @@ func (t *Terminal) showLocked() {
 		a.bell = false
 		t.putLocked("\a")
 	}
-	t.width, t.height = t.size()
-	t.pages = a.pages(t.width, t.height)
+	t.fitLocked(t.size())
 	t.turnLocked(0)
+}
+
+// fitLocked lays the question out for a screen.
+func (t *Terminal) fitLocked(width, height int) {
+	t.width, t.height = width, height
+	t.small = width < minWidth || height < minHeight
+	if t.pages = []string{""}; !t.small {
+		t.pages = t.shown.pages(width, height)
+	}
+}
+
+// putAwayLocked takes the question that is shown from the screen. It waits on.
+func (t *Terminal) putAwayLocked() {
+	if t.shown != nil {
+		t.putLocked("\r\x1b[J" + t.shown.name + " waits\n")
+		t.leaveLocked()
+	}
 }
 
 // leaveLocked forgets the question that is shown and what was typed for it.
@@ -59,12 +72,13 @@ func (t *Terminal) refreshLocked() {
 	switch {
 	case t.resumed.Swap(false) || !t.singleKeys(): // it was stopped and continued
 		t.rawLocked()
-		fallthrough
+		t.fitLocked(width, height)
+		t.turnLocked(0)
+		return
 	case width != t.width || height != t.height:
-		pages := t.shown.pages(width, height)
-		first := len(t.pages) > 1 || len(pages) > 1 // the pages are others now
-		t.pages, t.width, t.height = pages, width, height
-		if first {
+		several, small := len(t.pages) > 1, t.small
+		t.fitLocked(width, height)
+		if several || len(t.pages) > 1 || small != t.small { // the pages are others now
 			t.turnLocked(0)
 			return
 		}
@@ -104,6 +118,8 @@ func (t *Terminal) drawLocked() {
 	a, others := t.shown, t.othersLocked()
 	line := a.question
 	switch {
+	case t.small:
+		line = "The window is too small, n refuses "
 	case t.page < len(t.pages)-1:
 		line = fmt.Sprintf("Page %d of %d: Enter for the next, n to refuse ", t.page+1, len(t.pages))
 	case a.checking:
@@ -159,7 +175,7 @@ func (t *Terminal) drawLocked() {
 func (t *Terminal) listLocked() (lines []string) {
 	others, room := t.othersLocked(), t.room()
 	doors := slices.ContainsFunc(t.asks, func(a *ask) bool { return a.door })
-	if doors || room <= 0 || room == 1 && len(others) > 1 {
+	if doors || t.small || room <= 0 || room == 1 && len(others) > 1 {
 		return nil
 	}
 	for i, a := range others {

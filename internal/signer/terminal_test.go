@@ -72,6 +72,20 @@ func resize(t testing.TB, pty *ptytest.Terminal, width, height uint16) {
 	}
 }
 
+// taken waits until all that was typed was read.
+func taken(t testing.TB, pty *ptytest.Terminal) {
+	t.Helper()
+	until(t, "what was typed is read", func() bool {
+		var set unix.FdSet
+		set.Set(int(pty.TTY.Fd()))
+		n, err := unix.Select(int(pty.TTY.Fd())+1, &set, nil, nil, &unix.Timeval{})
+		if err != nil && err != unix.EINTR {
+			t.Fatal(err)
+		}
+		return err == nil && n == 0
+	})
+}
+
 func approving(ctx context.Context, a Approver, p *Prompt) <-chan error {
 	c := make(chan error, 1)
 	go func() { c <- a.Approve(ctx, p) }()
@@ -609,7 +623,7 @@ func TestTerminalContinued(t *testing.T) {
 			t.Errorf("%s: %v %+v", name, err, now)
 		}
 	}
-	pty.Type("\x15right\n")
+	pty.Type("right\n") // what was typed before is forgotten
 	if err := <-done; err != nil || len(l.tries()) != 1 {
 		t.Errorf("%v, tried %q", err, l.tries())
 	}
@@ -818,5 +832,150 @@ func TestTerminalCheckedBehindDoor(t *testing.T) {
 	}
 	if err := <-first; err != nil {
 		t.Error(err)
+	}
+}
+
+// What goes on being typed when a question is taken away is not for the next one,
+// however long it takes: the rest of a passphrase would count as a wrong one, and
+// a device could put another request under the owner's fingers.
+func TestTerminalTypedOn(t *testing.T) {
+	t.Parallel()
+	pty, term := ask80(t, answerGuard)
+	l := &lock{right: "right"}
+	ctx, withdraw := context.WithCancelCause(t.Context())
+	first := approving(ctx, term, needing("first", l.unlock))
+	pty.Expect(passphraseQuestion)
+	pastGuard()
+	pty.Type("r")
+	second := approving(t.Context(), term, needing("second", l.unlock))
+	pty.Expect("1 more waiting")
+	withdraw(errUnpaired)
+	<-first
+	pty.Expect("second, SHA256")
+	pty.Expect(passphraseQuestion)
+	for _, key := range "right\n" { // a slow typist
+		<-time.After(answerGuard / 2)
+		pty.Type(string(key))
+	}
+	pastGuard()
+	unanswered(t, second, "by what was typed for the first")
+	if tried := l.tries(); len(tried) > 0 {
+		t.Errorf("tried %q", tried)
+	}
+	pty.Type("right\n")
+	if err := <-second; err != nil {
+		t.Error(err)
+	}
+}
+
+// A screen that is too small for a question shows nothing of it, and takes no yes.
+func TestTerminalTooSmall(t *testing.T) {
+	t.Parallel()
+	const small = "The window is too small"
+	for _, size := range [][2]uint16{{80, minHeight - 1}, {minWidth - 1, 24}, {20, 8}, {10, 3}, {2, 1}, {1, 1}} {
+		t.Run(fmt.Sprint(size), func(t *testing.T) {
+			t.Parallel()
+			pty, term := testTerminal(t, 0)
+			resize(t, pty, size[0], size[1])
+			first := approving(t.Context(), term, testPrompt("first"))
+			until(t, "a question is shown", func() bool {
+				term.mu.Lock()
+				defer term.mu.Unlock()
+				return term.shown != nil
+			})
+			pty.Type("y\n\nyes\n \t\n")
+			taken(t, pty)
+			resize(t, pty, screenWidth, screenHeight)
+			if text := pty.Expect(Title); strings.Contains(text, "root") || size[0] > 30 && !strings.Contains(text, small) {
+				t.Errorf("%q", text)
+			}
+			pty.Expect("Approve? [y/N]   ")
+			unanswered(t, first, "by what was typed when it was not shown")
+			pty.Type("y")
+			pty.Expect("Approve? [y/N] y")
+			resize(t, pty, 80, minHeight-1)
+			pty.Expect(small)
+			pty.Type("\n")
+			taken(t, pty)
+			resize(t, pty, 80, 24)
+			pty.Expect("Approve? [y/N]   ")
+			unanswered(t, first, "while it was not shown")
+			pty.Type("y\n")
+			if err := <-first; err != nil {
+				t.Error(err)
+			}
+			pty.Expect("approved")
+		})
+	}
+	for _, no := range []string{"n", "\x03", "\x04"} {
+		pty, term := testTerminal(t, 0)
+		resize(t, pty, 80, 4)
+		done := approving(t.Context(), term, needing("work", (&lock{}).unlock))
+		pty.Expect(small)
+		pty.Type(no)
+		if err := <-done; err != ErrDenied {
+			t.Errorf("%q: %v", no, err)
+		}
+	}
+}
+
+// No page of a prompt has more rows than the screen, whatever it is made of: what a
+// device claims could push what is verified off it otherwise.
+func TestThreat_T11_WideClaimsLeaveThePrompt(t *testing.T) {
+	t.Parallel()
+	for _, c := range []rune{'x', '漢', '\u26a1', '\u2705', '\u231a', '\u2b55', '\u303d', '\U0001f511', '\uff21'} {
+		wide := strings.Repeat(string(c), 200)
+		p := testPrompt("work")
+		p.Verified.Device = strings.Repeat(string(c), 20)
+		p.Claimed = Claimed{HostNames: []string{wide}, WorkingDirectory: wide, Reason: wide, Processes: []Process{{1, wide}}}
+		for _, size := range [][2]int{{80, 24}, {80, 8}, {minWidth, minHeight}, {minWidth, 24}, {200, 60}} {
+			for i, page := range p.pages(size[0], size[1]) {
+				n := 0
+				for l := range strings.Lines(unstyled(page)) {
+					columns := 0
+					for _, r := range strings.TrimSuffix(l, "\n") {
+						if columns++; r == c && c != 'x' {
+							columns++ // as wcwidth(3) and terminals have it
+						}
+					}
+					n += 1 + max(0, columns-1)/size[0]
+				}
+				if n > size[1]-margin {
+					t.Errorf("%q at %v: page %d has %d rows:\n%s", c, size, i+1, n, page)
+				}
+			}
+		}
+	}
+}
+
+// No key ends the signer while the terminal gives single keys: nobody would set it
+// back.
+func TestTerminalQuitKey(t *testing.T) {
+	t.Parallel()
+	pty, term := ask80(t, 0)
+	fd := int(pty.TTY.Fd())
+	cooked, err := unix.IoctlGetTermios(fd, ioctlGetTermios)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, ask := range []func() error{
+		func() error { return term.Approve(t.Context(), testPrompt("work")) },
+		func() error { return term.Ask(t.Context(), "text\n", "Approve?", time.Now().Add(time.Minute)) },
+	} {
+		done := make(chan error, 1)
+		go func() { done <- ask() }()
+		pty.Expect("Approve? [y/N]")
+		if now, err := unix.IoctlGetTermios(fd, ioctlGetTermios); err != nil || now.Cc[unix.VQUIT] != noKey {
+			t.Errorf("%v: Ctrl-\\ quits: %+v", err, now)
+		}
+		pty.Type("\x1cy\n")
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+		pty.Expect("Approve? approved")
+		untilIdle(t, term)
+		if now, err := unix.IoctlGetTermios(fd, ioctlGetTermios); err != nil || now.Cc[unix.VQUIT] != cooked.Cc[unix.VQUIT] {
+			t.Errorf("%v: %+v", err, now)
+		}
 	}
 }

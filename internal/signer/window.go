@@ -110,12 +110,12 @@ func (s *server) pair(ctx context.Context, url *pairing.URL, opened func(), conf
 			o.err = fmt.Errorf("%w: %w", ErrPairing, o.err)
 		}
 		s.log.Warn("not paired", "reason", o.err)
-		s.home.recordDone(audit.Record{Event: recordPairing, Outcome: "failed", Reason: o.err.Error()})
+		s.recordDone(audit.Record{Event: recordPairing, Outcome: "failed", Reason: o.err.Error()})
 		s.event(Event{Event: EventPairing, Outcome: "failed", Reason: o.err.Error()})
 		return Device{}, o.err
 	}
 	s.log.Info("paired", "device", o.device.Name, "pin", o.device.Pin)
-	s.home.recordDone(audit.Record{Event: recordPairing, Device: o.device.Name, Pin: o.device.Pin, Outcome: "paired"})
+	s.recordDone(audit.Record{Event: recordPairing, Device: o.device.Name, Pin: o.device.Pin, Outcome: "paired"})
 	s.event(Event{Event: EventPairing, Device: o.device.Name, Outcome: "paired"})
 	return o.device, nil
 }
