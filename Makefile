@@ -26,7 +26,7 @@ unitdir = $(PREFIX)/$(if $(filter $(HOME)/.local,$(PREFIX)),share,lib)/systemd/u
 launchdir = $(PREFIX)/share/vmux
 
 # What cocoa needs of the compiler, and who macOS takes a program for.
-ifeq ($(shell uname -s),Darwin)
+ifeq ($(SYSTEM),Darwin)
 REMEDY = -gcflags=all=-d=variablemakehash=qn
 SIGN = codesign --force --sign - --identifier app.vmux.$${c\#vmux-}
 else

@@ -38,7 +38,26 @@ func app() *cli.App {
 	}
 }
 
+// run also sees to who waits at a socket of launchd's, and to the log, when the agent cannot start or go on.
 func run(c *cli.Context) error {
+	level := new(slog.LevelVar)
+	handler, unified := logHandler(c.App.ErrWriter, level)
+	log := slog.New(handler)
+	passed, err := unixsock.Config{Log: log}.Activated()
+	defer closeAll(passed)
+	if err == nil {
+		err = serve(c, passed, log, level, unified)
+	}
+	if err != nil && (unified || unixsock.ClientsStay && len(passed) > 0) {
+		_, hint := cli.Advice(err)
+		log.Error("not serving", "reason", err, "hint", hint) // launchd keeps standard error for nobody
+		turnAway(c.Context, passed)
+	}
+	return err
+}
+
+// serve serves the sockets that were passed, or else its own.
+func serve(c *cli.Context, passed []net.Listener, log *slog.Logger, level *slog.LevelVar, unified bool) error {
 	t := cli.From(c)
 	if err := process.Harden(); err != nil {
 		return fmt.Errorf("this process cannot be protected from others of the same user: %w", err)
@@ -48,20 +67,22 @@ func run(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	settings, err := newSettings(c.Bool("quiet"), file, func() (store.Config, error) { return cli.LoadConfig(c) })
+	settings, err := newSettings(c.Bool("quiet"), file, level, func() (store.Config, error) { return cli.LoadConfig(c) })
 	if err != nil {
 		return err
 	}
 	config := settings.start
-	handler, unified := logHandler(c.App.ErrWriter, &settings.level)
-	log := slog.New(handler)
 
 	// The socket first: of two agents the second must not touch anything.
-	listeners, err := listen(config.Socket, log)
-	if err != nil {
-		return err
+	listeners := passed
+	if len(listeners) == 0 {
+		l, err := unixsock.Config{Log: log}.Listen(config.Socket)
+		if err != nil {
+			return err
+		}
+		listeners = append(listeners, l)
+		defer closeAll(listeners)
 	}
-	defer closeAll(listeners)
 
 	all, closeNetworks := networks.Open(log)
 	defer closeNetworks()
@@ -77,6 +98,9 @@ func run(c *cli.Context) error {
 	switch {
 	case errors.As(err, &damaged):
 		t.Error(err)
+		if unified {
+			log.Error("state set aside", "reason", err)
+		}
 	case err != nil:
 		return err
 	}
@@ -153,18 +177,28 @@ func logHandler(out io.Writer, level slog.Leveler) (h slog.Handler, unified bool
 	return slog.NewTextHandler(out, &slog.HandlerOptions{Level: level}), false
 }
 
-// listen gives the sockets that the service manager passed, or else our own.
-func listen(path string, log *slog.Logger) ([]net.Listener, error) {
-	config := unixsock.Config{Log: log}
-	passed, err := config.Activated()
-	if err != nil || len(passed) > 0 {
-		return passed, err
+// throttle is how long after one start of the agent launchd begins another (launchd.plist(5), ThrottleInterval).
+const throttle = 10 * time.Second
+
+// turnAway closes connections until launchd would start the agent at once for the next one, which finds what is mended by then. Without
+// it clients would wait: launchd keeps the socket open.
+func turnAway(ctx context.Context, listeners []net.Listener) {
+	ctx, cancel := context.WithTimeout(ctx, throttle)
+	defer cancel()
+	defer context.AfterFunc(ctx, func() { closeAll(listeners) })()
+	var all sync.WaitGroup
+	for _, l := range listeners {
+		all.Go(func() {
+			for {
+				conn, err := l.Accept()
+				if err != nil {
+					return
+				}
+				conn.Close()
+			}
+		})
 	}
-	l, err := config.Listen(path)
-	if err != nil {
-		return nil, err
-	}
-	return []net.Listener{l}, nil
+	all.Wait()
 }
 
 func closeAll(listeners []net.Listener) {

@@ -24,7 +24,7 @@ type settings struct {
 	file  string // that load reads, if it is there
 	start store.Config
 	quiet bool
-	level slog.LevelVar
+	level *slog.LevelVar // of the log
 
 	mu      sync.Mutex
 	policy  *policy.Policy
@@ -35,8 +35,8 @@ type settings struct {
 }
 
 // newSettings reads the configuration for the first time.
-func newSettings(quiet bool, file string, load func() (store.Config, error)) (*settings, error) {
-	s := &settings{load: load, file: file, quiet: quiet}
+func newSettings(quiet bool, file string, level *slog.LevelVar, load func() (store.Config, error)) (*settings, error) {
+	s := &settings{load: load, file: file, quiet: quiet, level: level}
 	written := hasContent(file)
 	var err error
 	if s.start, err = load(); err != nil {

@@ -48,6 +48,14 @@ type Status int
 
 func (s Status) Error() string { return fmt.Sprintf("status %d", int(s)) }
 
+// aside is what to type to set the state at path aside.
+func aside(path, suffix string) string {
+	if domain, ok := store.UserDefaults(path); ok {
+		return "defaults rename " + quote(domain) + " state state" + suffix
+	}
+	return "mv " + quote(path) + " " + quote(path+suffix)
+}
+
 // Fail returns err with a status and a hint that hold whatever the table says.
 func Fail(exit int, hint string, err error) error { return &failure{exit, hint, err} }
 
@@ -139,12 +147,15 @@ func advice() []row {
 			if e.SetAside != "" {
 				return "pair again: vmux-pair"
 			}
-			return fmt.Sprintf("set it aside and pair again: mv %s %s && vmux-pair", quote(e.Path), quote(e.Path+".old"))
+			return "set it aside and pair again: " + aside(e.Path, ".old") + " && vmux-pair"
 		}),
 		as(ExitFailed, func(e *store.NewerError) string {
-			return "update these commands, or set the file aside and pair again: mv " + quote(e.Path) + " " + quote(e.Path+".newer")
+			return "update these commands, or set it aside and pair again: " + aside(e.Path, ".newer") + " && vmux-pair"
 		}),
 		as(ExitFailed, func(e *store.UnwritableError) string {
+			if domain, ok := store.UserDefaults(e.Path); ok {
+				return "see whether they can be read, and there is room: defaults read " + quote(domain) + "; df ~"
+			}
 			if errors.Is(e, syscall.ENOSPC) || errors.Is(e, syscall.EDQUOT) {
 				return "make room: df " + quote(filepath.Dir(e.Path))
 			}

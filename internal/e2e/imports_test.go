@@ -65,16 +65,18 @@ var imports = map[string][]string{
 // What is for macOS is in no program for another system.
 func TestNothingOfMacOSElsewhere(t *testing.T) {
 	t.Parallel()
-	c := exec.Command("go", "list", "-deps", "../../cmd/...")
-	c.Env = append(c.Environ(), "GOOS=linux")
-	out, err := c.Output()
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, p := range strings.Fields(string(out)) {
-		switch name := strings.TrimPrefix(p, module); {
-		case strings.Contains(p, "darwinkit"), name == "internal/cocoa", name == "internal/userdefaults", name == "internal/transport/mpc":
-			t.Errorf("%s is in a program for Linux", p)
+	for what, env := range map[string][]string{"for Linux": {"GOOS=linux"}, "for macOS without cgo": {"GOOS=darwin", "CGO_ENABLED=0"}} {
+		c := exec.Command("go", "list", "-deps", "../../cmd/...")
+		c.Env = append(c.Environ(), env...)
+		out, err := c.Output()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, p := range strings.Fields(string(out)) {
+			switch name := strings.TrimPrefix(p, module); {
+			case strings.Contains(p, "darwinkit"), name == "internal/cocoa", name == "internal/userdefaults", name == "internal/transport/mpc":
+				t.Errorf("%s is in a program %s", p, what)
+			}
 		}
 	}
 }

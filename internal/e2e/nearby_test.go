@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -84,28 +85,70 @@ func TestNearbyRefused(t *testing.T) {
 	pair(t, d, p) // on the local network, for which nothing is missing
 }
 
-// The agent serves what launchd listens on, or here a stand-in for it.
-func TestNearbyLaunchd(t *testing.T) {
+// Programs that were built without what makes calls to Objective-C safe make none, say so, and work on the local network.
+func TestNearbyUnsafe(t *testing.T) {
 	t.Parallel()
+	unsafe := os.Getenv("VMUX_E2E_UNSAFE")
+	if unsafe == "" {
+		t.Fatal("VMUX_E2E_UNSAFE does not say where they are")
+	}
+	const why = "this program was built without -gcflags=all=-d="
+	p := newPhone(t)
+	if r := p.run(unsafe+"/vmux-signer", "serve", "--listen", "127.0.0.1:0", "--no-advertise", "--nearby", "--approve", "always"); r.exit != 2 ||
+		!strings.Contains(r.stderr, "\nerror: MultipeerConnectivity cannot be used: "+why) || !strings.Contains(r.stderr, "\nhint: leave --nearby out; ") {
+		t.Errorf("vmux-signer: %v", r)
+	}
+	p.serve("--approve", "always")
+
+	d := newHost(t)
+	d.setenv("FAKE_MPC_DIR", t.TempDir())
+	const only = "phones are looked for on the local network only"
+	pairing := d.spawn(unsafe+"/vmux-pair", "--url", "--address", p.address)
+	pairing.wait("^warning: " + only + " reason=" + why + ".*build it with make")
+	p.ok("vmux-signer", "pair", pairing.wait(`^vmux-pair://\S+`)[0])
+	if exit := pairing.ended(); exit != 0 {
+		t.Fatalf("vmux-pair: exit %d\n%s", exit, pairing.output())
+	}
+	agent := d.spawn(unsafe + "/vmux-agent")
+	agent.wait(`level=WARN msg="` + only + `" reason="` + why)
+	agent.wait("msg=serving")
+	s := newServer(t, d.ok("ssh-add", "-L"))
+	if r := s.login(d, "echo", "in"); r.exit != 0 || r.stdout != "in\n" {
+		t.Errorf("login: %v\n%s", r, s.log())
+	}
+}
+
+// launched is a host whose agent finds the sockets that launchd has, or here a stand-in for it: one that listens.
+func launched(t *testing.T) *host {
+	t.Helper()
 	h := newHost(t)
 	ln, err := net.ListenUnix("unix", &net.UnixAddr{Name: h.socket(), Net: "unix"})
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer ln.Close()
+	t.Cleanup(func() { ln.Close() })
 	f, err := ln.File()
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer f.Close()
+	t.Cleanup(func() { f.Close() })
+	h.setenv("FAKE_LAUNCHD", "Listeners 3 1")
+	h.start = func(c *exec.Cmd) error {
+		if filepath.Base(c.Path) == "vmux-agent" {
+			c.ExtraFiles = []*os.File{f}
+		}
+		return c.Start()
+	}
+	return h
+}
+
+// The agent serves what launchd listens on.
+func TestNearbyLaunchd(t *testing.T) {
+	t.Parallel()
+	h := launched(t)
 	// A client that is there before the agent waits for it.
 	client := h.spawn("ssh-add", "-l")
 	h.configure("socket = \"/nonexistent/elsewhere.sock\"\n")
-	h.setenv("FAKE_LAUNCHD", "Listeners 3 1")
-	h.start = func(c *exec.Cmd) error {
-		c.ExtraFiles = []*os.File{f}
-		return c.Start()
-	}
 	agent := h.agent()
 	if exit := client.ended(); exit != 1 || !strings.Contains(client.output(), "The agent has no identities.") {
 		t.Errorf("ssh-add: exit %d\n%s", exit, client.output())
@@ -122,5 +165,23 @@ func TestNearbyLaunchd(t *testing.T) {
 	}
 	if _, err := os.Lstat(h.socket() + ".lock"); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("lock: %v", err)
+	}
+}
+
+// launchd would have clients wait until the configuration is mended.
+func TestNearbyLaunchdTurnsAway(t *testing.T) {
+	t.Parallel()
+	h := launched(t)
+	early := h.spawn("ssh-add", "-l")
+	h.configure("socket = 7\n")
+	agent := h.spawn("vmux-agent")
+	agent.wait(`level=ERROR msg="not serving" reason=.*vmux.toml.* hint=`)
+	for _, client := range []*process{early, h.spawn("ssh-add", "-l")} {
+		if exit := client.ended(); exit == 0 || strings.Contains(client.output(), "no identities") {
+			t.Errorf("ssh-add: exit %d\n%s", exit, client.output())
+		}
+	}
+	if exit := agent.stop(syscall.SIGTERM); exit != 2 {
+		t.Errorf("vmux-agent: exit %d", exit)
 	}
 }

@@ -19,6 +19,8 @@ import (
 	"testing"
 
 	"github.com/go-json-experiment/json"
+
+	"vmux.app/toolkit/internal/transport/mpc"
 )
 
 // sources gives h what make needs to install, so that nothing is written into the
@@ -116,8 +118,20 @@ func TestInstallUnits(t *testing.T) {
 			if tt.name != "Default" {
 				args = append(args, "PREFIX="+prefix)
 			}
+			h.fake("codesign", "")
 			if r := h.make(append(args, "install")...); r.exit != 0 {
 				t.Fatal(r)
+			}
+			// macOS takes a program for the one that its signature names, and has no other name for vmux-cert.
+			signed := []string{""}
+			if tt.system == darwin {
+				signed = nil
+				for _, c := range commands(t) {
+					signed = append(signed, "--force --sign - --identifier app.vmux."+strings.TrimPrefix(c, "vmux-")+" "+h.path("dest", prefix, "bin", c))
+				}
+			}
+			if calls := h.calls(); !slices.Equal(calls, signed) {
+				t.Errorf("codesign %q, want %q", calls, signed)
 			}
 			var units []string
 			for _, f := range installed(t, h.path("dest")) {
@@ -164,6 +178,38 @@ func TestInstallUnits(t *testing.T) {
 				t.Errorf("uninstall leaves %q", left)
 			}
 		})
+	}
+}
+
+// A signature that fails is no installation.
+func TestInstallUnsigned(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	h.sources()
+	h.fake("codesign", "echo 'the disk is full' >&2\nexit 1\n")
+	if r := h.make("SYSTEM=Darwin", "DESTDIR="+h.path("dest"), "install"); r.exit == 0 || !strings.Contains(r.stderr, "the disk is full") {
+		t.Error(r)
+	}
+}
+
+// What make builds for macOS has what package cocoa looks for.
+func TestMakeAppliesTheRemedy(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	h.sources()
+	need(t, "make")
+	b, err := os.ReadFile("../cocoa/doc.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := regexp.MustCompile(`(?m)^const remedy = "(all=\S+)"$`).FindSubmatch(b)
+	if m == nil {
+		t.Fatal("package cocoa names no remedy")
+	}
+	for system, want := range map[string]bool{"Darwin": true, "Linux": false} {
+		if r := h.run("make", "-n", "-C", h.path("src"), "SYSTEM="+system, "build"); r.exit != 0 || strings.Contains(r.stdout, " -gcflags="+string(m[1])+" ") != want {
+			t.Errorf("%s: %v", system, r)
+		}
 	}
 }
 
@@ -511,6 +557,42 @@ func TestLaunchdPlist(t *testing.T) {
 	}
 }
 
+// What is linked into the programs that look for phones or advertise: without it macOS refuses them the local network.
+func TestInfoPlists(t *testing.T) {
+	t.Parallel()
+	seen := 0
+	for _, c := range commands(t) {
+		dir := filepath.Join("../../cmd", c)
+		b, err := os.ReadFile(filepath.Join(dir, "Info.plist"))
+		if errors.Is(err, fs.ErrNotExist) && c == "vmux-cert" {
+			continue // speaks to the agent only
+		}
+		if err != nil {
+			t.Error(err)
+			continue
+		}
+		seen++
+		list, err := parsePlist(string(b))
+		got, _ := list.(map[string]any)
+		why, _ := got["NSLocalNetworkUsageDescription"].(string)
+		if err != nil || !strings.HasPrefix(why, c+" ") {
+			t.Errorf("%s: %v: %v", c, err, got)
+		}
+		delete(got, "NSLocalNetworkUsageDescription")
+		if want := map[string]any{"CFBundleIdentifier": "app.vmux." + strings.TrimPrefix(c, "vmux-"), "CFBundleName": c,
+			"NSBonjourServices": []any{"_" + mpc.DefaultService + "._tcp", "_" + mpc.DefaultService + "._udp"}}; !reflect.DeepEqual(got, want) {
+			t.Errorf("%s: %v, want %v", c, got, want)
+		}
+		linked, err := os.ReadFile(filepath.Join(dir, "plist_darwin.go"))
+		if err != nil || !strings.Contains(string(linked), "\n// #cgo LDFLAGS: -Wl,-sectcreate,__TEXT,__info_plist,${SRCDIR}/Info.plist\n") {
+			t.Errorf("%s: it is not linked: %v", c, err)
+		}
+	}
+	if seen != len(commands(t))-1 {
+		t.Errorf("%d programs have one", seen)
+	}
+}
+
 // fake puts a program first into the host's search path. It writes its arguments
 // to calls and goes on with script.
 func (h *host) fake(name, script string) {
@@ -546,6 +628,7 @@ func TestInstallUserLaunchd(t *testing.T) {
 	sources.sources()
 	top := sources.home
 	sources.setenv("HOME", h.home)
+	sources.fake("codesign", "")
 	sources.fake("launchctl", `
 loaded=`+sources.path("loaded")+`
 case $1 in

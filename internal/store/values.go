@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 )
 
 // Values is where the system keeps programs' values: the user defaults of macOS. Whoever uses it holds the state's lock.
@@ -14,6 +15,12 @@ type Values interface {
 	Get(key string) ([]byte, error)      // nil when there is none; an error when what is there is no data
 	Set(key string, value []byte) error  // replaces
 	Rename(from, to string) (fail error) // fs.ErrExist when to is taken
+}
+
+// UserDefaults gives the domain of a path that is none, but says that the state is in macOS's user defaults: Store.Path, and
+// that of an error.
+func UserDefaults(path string) (domain string, ok bool) {
+	return strings.CutPrefix(path, "user defaults of ")
 }
 
 // stateKey has the whole state as agent.json has it, so that it is replaced at once.

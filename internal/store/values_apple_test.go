@@ -54,5 +54,8 @@ func TestOpenUserDefaults(t *testing.T) {
 		if err != nil || s.Path() != tt.path {
 			t.Errorf("%+v: %v, %v", tt, s.Path(), err)
 		}
+		if name, ok := UserDefaults(s.Path()); ok != (tt.home != dir && tt.state == "") || ok && name != domain {
+			t.Errorf("%+v: domain %q, %v", tt, name, ok)
+		}
 	}
 }

@@ -16,13 +16,17 @@ import (
 // launchdName is what the sockets are called in the launchd agent's property list.
 const launchdName = "Listeners"
 
+// ClientsStay says that clients of an activated socket go on waiting when this process ends: launchd keeps the socket open, for the
+// process that it starts next.
+const ClientsStay = true
+
 // Activated is Config{}.Activated.
 func Activated() ([]net.Listener, error) { return Config{}.Activated() }
 
 // Activated answers the listeners that launchd passed under the name Listeners (launchd.plist(5), launch_activate_socket(3)),
 // nil when launchd did not start this process or has no such sockets for it, and always without cgo. It is called once.
 //
-// Only listening AF_UNIX stream sockets are taken: with any other descriptor the answer is ErrActivation,
+// Only AF_UNIX stream sockets that listen, or are bound and do now, are taken: with any other descriptor the answer is ErrActivation,
 // wrapped, and all of them are closed. Their files and modes are launchd's: there is no lock, nothing is ever removed
 // or made again, and peers are to be checked with Allowed all the same.
 func (c Config) Activated() ([]net.Listener, error) {
@@ -65,8 +69,10 @@ func (c Config) activated(fd int) (*Listener, error) {
 	if got, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_TYPE); err != nil || got != unix.SOCK_STREAM {
 		return nil, errors.Join(errors.New("not a stream socket"), err)
 	}
-	if got, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ACCEPTCONN); err != nil || got == 0 {
-		return nil, errors.Join(errors.New("not listening"), err)
+	// macOS does not say whether a socket listens: its getsockopt refuses SO_ACCEPTCONN (xnu, sogetoptlock). One that
+	// does is none the worse for being told again, and one that cannot says so.
+	if err := unix.Listen(fd, unix.SOMAXCONN); err != nil {
+		return nil, fmt.Errorf("cannot listen: %w", err)
 	}
 	ln, err := fileListener(f)
 	if err != nil {

@@ -32,9 +32,9 @@ func TestActivatedByLaunchd(t *testing.T) {
 		{"of another name", "Other 3 1", "0", []*os.File{p.listening}},
 		{"none", "Listeners 3 0", "0", nil},
 		{"not Unix", "Listeners 3 1", "error: socket activation: descriptor 3: not a Unix socket", []*os.File{p.overTCP}},
-		{"not listening", "Listeners 3 1", "error: socket activation: descriptor 3: not listening", []*os.File{p.deaf}},
+		{"not listening", "Listeners 3 1", "error: socket activation: descriptor 3: cannot listen: invalid argument", []*os.File{p.deaf}},
 		{"datagrams", "Listeners 3 1", "error: socket activation: descriptor 3: not a stream socket", []*os.File{p.datagram}},
-		{"second is wrong", "Listeners 3 2", "error: socket activation: descriptor 4: not listening", []*os.File{p.listening, p.deaf}},
+		{"second is wrong", "Listeners 3 2", "error: socket activation: descriptor 4: cannot listen: invalid argument", []*os.File{p.listening, p.deaf}},
 		{"too many", "Listeners 100 17", "error: socket activation: launchd passed too many sockets", nil},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -21,6 +21,10 @@ const (
 	maxActivated = 16
 )
 
+// ClientsStay says that clients of an activated socket go on waiting when this process ends. A unit of systemd can have it
+// otherwise (FlushPending=, systemd.socket(5)), and ours do.
+const ClientsStay = false
+
 // Activated is Config{}.Activated.
 func Activated() ([]net.Listener, error) { return Config{}.Activated() }
 

@@ -12,7 +12,8 @@ import (
 )
 
 // A Peer is the process at the other end of a connection, as the kernel remembers it from the time it
-// connected. A connection can be handed to another process afterwards; the kernel does not say so.
+// connected. A connection can be handed to another process afterwards; the kernel does not say so. On darwin that
+// goes for UID only: PID is of who used the connection last, until PeerOf.
 type Peer struct {
 	UID uint32 // effective
 	PID int    // 0 when unknown (a peer in another pid namespace)
@@ -24,7 +25,8 @@ type Peer struct {
 // PeerOf asks who connected. The answer is to be closed with Peer.Close.
 //
 // Sources: SO_PEERCRED and SO_PEERPIDFD (Linux 6.5; before that pidfd_open, which leaves the time between connect
-// and PeerOf in which a pid may have been given away), LOCAL_PEERCRED and LOCAL_PEERPID (darwin).
+// and PeerOf in which a pid may have been given away), LOCAL_PEERCRED and LOCAL_PEERPID (darwin; xnu's uipc_ctloutput
+// gives the socket's last_pid, and nothing once the other end has hung up).
 func PeerOf(c *net.UnixConn) (Peer, error) {
 	raw, err := c.SyscallConn()
 	if err != nil {

@@ -32,10 +32,11 @@ func Open(name string) (*Domain, error) {
 	}
 	d := &Domain{name: name}
 	cocoa.Pool(func() {
-		d.object = cocoa.New("NSUserDefaults", "initWithSuiteName:", name)
 		// A program's own domain cannot be opened by its name.
-		if d.object.IsNil() && cocoa.Text(cocoa.Get(cocoa.Class("NSBundle"), "mainBundle"), "bundleIdentifier") == name {
+		if cocoa.Text(cocoa.Get(cocoa.Class("NSBundle"), "mainBundle"), "bundleIdentifier") == name {
 			d.object = cocoa.Get(cocoa.Class("NSUserDefaults"), "standardUserDefaults").Retain()
+		} else {
+			d.object = cocoa.New("NSUserDefaults", "initWithSuiteName:", name)
 		}
 	})
 	if d.object.IsNil() {
