@@ -57,6 +57,8 @@ func system(s *Server) { s.proc = systemProcesses("") }
 
 func write(t *testing.T, path, text string, mode os.FileMode) string {
 	t.Helper()
+	syscall.ForkLock.RLock() // a child would hold it open for writing, and no such file can be run
+	defer syscall.ForkLock.RUnlock()
 	if err := os.WriteFile(path, []byte(text), mode); err != nil {
 		t.Fatal(err)
 	}

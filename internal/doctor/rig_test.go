@@ -406,6 +406,8 @@ func network(t *testing.T, s string) net.Addr {
 
 func write(t *testing.T, path, content string, mode os.FileMode) {
 	t.Helper()
+	syscall.ForkLock.RLock() // a child would hold it open for writing, and no such file can be run
+	defer syscall.ForkLock.RUnlock()
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		t.Fatal(err)
 	}

@@ -119,6 +119,8 @@ func (k *kitchen) path(name string) string { return filepath.Join(k.root, name) 
 
 func (k *kitchen) file(name, content string, mode os.FileMode) {
 	k.t.Helper()
+	syscall.ForkLock.RLock() // a child would hold it open for writing, and no such file can be run
+	defer syscall.ForkLock.RUnlock()
 	if err := os.WriteFile(k.path(name), []byte(content), mode); err != nil {
 		k.t.Fatal(err)
 	}

@@ -129,6 +129,8 @@ func (h *host) socket() string { return h.path(".ssh", "vmux-agent.sock") }
 func (h *host) write(name, content string, mode os.FileMode) string {
 	h.t.Helper()
 	path := h.path(name)
+	syscall.ForkLock.RLock() // a child would hold it open for writing, and no such file can be run
+	defer syscall.ForkLock.RUnlock()
 	if err := os.WriteFile(path, []byte(content), mode); err != nil {
 		h.t.Fatal(err)
 	}
