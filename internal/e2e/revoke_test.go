@@ -419,3 +419,45 @@ func literal(t *testing.T, lines []string, word string) (block []string) {
 	t.Fatalf("no block has %q", word)
 	return nil
 }
+
+// Whoever verifies commits by git refuses those that a stolen key signs, once git is told
+// as the page has it; those of another key stay good.
+func TestThreat_T07_RevokedCommits(t *testing.T) {
+	t.Parallel()
+	need(t, "git")
+	p := newPhone(t)
+	h := newHost(t)
+	h.gitEnv()
+	stolen := filepath.Join(p.homeDir(), "keys/default")
+	mine := h.path("mine")
+	h.ok("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", mine)
+	public := strings.Fields(h.ok("ssh-keygen", "-y", "-f", stolen))
+	h.write("signers", "me "+strings.Join(public[:2], " ")+"\nme "+h.readFile("mine.pub"), 0o600)
+	h.ok("git", "init", "-q", h.path("work"))
+	git := func(args ...string) result {
+		return h.run("git", append([]string{"-C", h.path("work"), "-c", "user.name=me", "-c", "user.email=me", "-c", "gpg.format=ssh",
+			"-c", "gpg.ssh.allowedSignersFile=" + h.path("signers")}, args...)...)
+	}
+	for _, key := range []string{stolen, mine} {
+		if r := git("-c", "user.signingKey="+key, "commit", "-q", "-S", "--allow-empty", "-m", "x"); r.exit != 0 {
+			t.Fatal(r)
+		}
+	}
+	good := func(want ...bool) {
+		t.Helper()
+		for i, commit := range []string{"HEAD~1", "HEAD"} {
+			if r := git("verify-commit", commit); (r.exit == 0) != want[i] {
+				t.Errorf("%s: %v", commit, r)
+			}
+		}
+	}
+	good(true, true)
+	list := h.write("revoked-keys", p.ok("vmux-signer", "revoke", "--quiet"), 0o600)
+	for _, s := range parseBlock(t, literal(t, readPages(t)["vmux-signer.1"].section(".Sh", "REVOCATION"), "revocationFile")) {
+		h.ok("sh", "-c", s.text)
+	}
+	good(false, true)
+	h.ok("ssh-keygen", "-q", "-k", "-f", h.path("krl"), list)
+	h.ok("mv", h.path("krl"), list)
+	good(false, true)
+}

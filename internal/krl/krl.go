@@ -24,7 +24,7 @@ type Entry struct {
 	Removed bool          // the signer does not have it any more
 }
 
-// List is a list of such keys. Text has three uses:
+// List is a list of such keys. Text has four uses:
 //
 //   - ssh-keygen -k makes a KRL of it (ssh-keygen(1), KEY REVOCATION LISTS).
 //   - sshd takes it as it is in RevokedKeys (sshd_config(5)), unless there are serials.
@@ -32,6 +32,7 @@ type Entry struct {
 //     TrustedUserCAKeys names, whatever options and comments they have. For this there
 //     is nothing behind a key, no empty line, which would match all, and nothing in
 //     the comments that could be part of another line.
+//   - git takes it in gpg.ssh.revocationFile (ssh-keygen(1), -r), unless there are serials.
 type List struct {
 	Text    string   `json:"krl"`
 	CA      *Key     `json:"ca,omitzero"`
