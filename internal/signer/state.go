@@ -209,10 +209,13 @@ func (h *Home) recoverLocked(damage *damagedError) (State, error) {
 func setAside(path string) (string, error) {
 	for n := 1; ; n++ {
 		aside := fmt.Sprintf("%s.damaged-%d", path, n)
-		if _, err := os.Lstat(aside); !errors.Is(err, fs.ErrNotExist) {
-			continue
+		switch _, err := os.Lstat(aside); {
+		case err == nil:
+		case errors.Is(err, fs.ErrNotExist):
+			return aside, os.Rename(path, aside)
+		default: // it would be the same for each name
+			return "", err
 		}
-		return aside, os.Rename(path, aside)
 	}
 }
 
