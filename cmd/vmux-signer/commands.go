@@ -364,6 +364,7 @@ func keyRemove(c *cli.Context) error {
 	}
 	o := objectOf(k)
 	if err := h.RemoveKey(label); err != nil {
+		_ = changed(c, h) // it may be disabled by now; the error that matters is err
 		return err
 	}
 	cli.From(c).Notef("the key %s is gone for good", label)

@@ -661,6 +661,38 @@ func TestNoFiles(t *testing.T) {
 	}
 }
 
+// A key whose file cannot be removed is not used any more, and that is said; what a link
+// leads to is left, and named.
+func TestRemovalFails(t *testing.T) {
+	t.Parallel()
+	v := newSurvivor(t)
+	v.serves("", func() {
+		v.write("hosts.json", "junk") // which it sees when it is told of a change
+		exit, out, errs := v.mounted("mount --bind h/keys/work h/keys/work", "key remove work")
+		want := fmt.Sprintf(`\Aerror: cannot write %s/keys/work: device or resource busy\nhint: make the directory yours and writable: ls -ld %[1]s/keys\n\z`, v.home)
+		if exit != 1 || out != "" || !regexp.MustCompile(want).MatchString(errs) {
+			t.Errorf("exit %d\n%s%s", exit, out, errs)
+		}
+		if _, err := os.Stat(filepath.Join(v.home, "hosts.json.damaged-1")); err != nil {
+			t.Errorf("serve was not told: %v", err)
+		}
+	})
+	if keys := v.keys(); !strings.Contains(keys["work"], "false") {
+		t.Errorf("%v", keys)
+	}
+	mine := filepath.Join(v.dir, "mine")
+	if err := os.Rename(filepath.Join(v.home, "keys/work"), mine); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(mine, filepath.Join(v.home, "keys/work")); err != nil {
+		t.Fatal(err)
+	}
+	v.says("key remove work", 0, `(?m)^warning: not the signer's, and left: `+regexp.QuoteMeta(mine)+`$`)
+	if _, err := os.Stat(mine); err != nil {
+		t.Error(err)
+	}
+}
+
 // A key that cannot be used is not enabled without a word.
 func TestUnusableKeyEnabled(t *testing.T) {
 	t.Parallel()

@@ -252,8 +252,9 @@ func (h *Home) EnableKey(label string, enabled bool) error {
 	return err
 }
 
-// RemoveKey destroys an identity. Its public half is remembered, see PublicKeys.
-// Errors: ErrNoKey, ErrManyRemoved.
+// RemoveKey destroys an identity. Its public half is remembered, see PublicKeys. What
+// a link leads to is left, and said. Errors: ErrNoKey, ErrManyRemoved,
+// *store.UnwritableError, after which the key may be disabled.
 func (h *Home) RemoveKey(label string) error {
 	release, err := h.lock()
 	if err != nil {
@@ -274,8 +275,12 @@ func (h *Home) RemoveKey(label string) error {
 	if err != nil {
 		return err
 	}
+	left := leadsTo(h.keyPath(label))
 	if err := os.Remove(h.keyPath(label)); err != nil {
-		return err
+		return &store.UnwritableError{Path: h.keyPath(label), Err: err}
+	}
+	for _, path := range left {
+		h.warn("not the signer's, and left: " + path)
 	}
 	h.recordDone(audit.Record{Event: recordKey, Key: label, Outcome: "removed"})
 	return store.SyncDir(h.path(keysName))
