@@ -191,7 +191,7 @@ func makeUnmade(parent string) (dir string, release func(), err error) {
 		if dir, err = os.MkdirTemp(parent, unmadePrefix); err != nil {
 			return "", nil, err
 		}
-		release, err = tryLock(filepath.Join(dir, lockName))
+		release, err = store.TryLock(filepath.Join(dir, lockName))
 		if err == nil {
 			return dir, release, nil
 		}
@@ -392,7 +392,7 @@ func (h *Home) lockFile(ctx context.Context) (release func(), err error) {
 	ctx, cancel := context.WithTimeout(ctx, lockWait)
 	defer cancel()
 	for {
-		release, err := tryLock(h.path(lockName))
+		release, err := store.TryLock(h.path(lockName))
 		if !errors.Is(err, unix.EWOULDBLOCK) {
 			return release, err
 		}
@@ -412,36 +412,11 @@ func (h *Home) lockServing() (release func(), err error) {
 }
 
 func (h *Home) lockServingFile() (release func(), err error) {
-	release, err = tryLock(h.path(serveLockName))
+	release, err = store.TryLock(h.path(serveLockName))
 	if errors.Is(err, unix.EWOULDBLOCK) {
 		return nil, fmt.Errorf("%w: %s", ErrServing, h.dir)
 	}
 	return release, err
-}
-
-// tryLock takes an exclusive lock that dies with the process. The file stays:
-// removing it would let two processes hold locks on two files of one name.
-func tryLock(path string) (release func(), err error) {
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
-		return nil, &store.UnwritableError{Path: path, Err: err}
-	}
-	for {
-		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-		if err != unix.EINTR {
-			break
-		}
-	}
-	if err != nil {
-		f.Close()
-		return nil, err
-	}
-	return func() {
-		// Closing alone would leave it to a child that is forked and has not begun its
-		// program yet.
-		_ = unix.Flock(int(f.Fd()), unix.LOCK_UN)
-		f.Close()
-	}, nil
 }
 
 // checkPrivate makes sure that path is ours and has no permission beyond want.

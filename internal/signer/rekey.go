@@ -123,7 +123,7 @@ func (h *Home) dropRekeying() error {
 	if _, err := os.Lstat(h.path(rekeyingName)); errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
-	release, err := tryLock(h.path(lockName))
+	release, err := store.TryLock(h.path(lockName))
 	if errors.Is(err, unix.EWOULDBLOCK) {
 		return nil
 	}

@@ -261,28 +261,44 @@ func (s *Store) lock() (unlock func(), err error) {
 	if err := trusted(dir, nil); err != nil {
 		return nil, err
 	}
-	f, err := os.OpenFile(s.path+".lock", os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
-	if err != nil {
-		return nil, &UnwritableError{s.path, err}
-	}
 	for end := time.Now().Add(lockWait); ; time.Sleep(lockRetry) {
-		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-		if err == nil {
-			return func() {
-				// Closing alone would leave the lock to a child that is forked and has not begun its program yet.
-				_ = unix.Flock(int(f.Fd()), unix.LOCK_UN)
-				f.Close()
-			}, nil
-		}
-		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) {
-			f.Close()
-			return nil, &UnwritableError{s.path, err}
-		}
-		if time.Now().After(end) {
-			f.Close()
+		unlock, err := TryLock(s.path + ".lock")
+		switch e, unwritable := errors.AsType[*UnwritableError](err); {
+		case err == nil:
+			return unlock, nil
+		case unwritable:
+			return nil, &UnwritableError{s.path, e.Err}
+		case time.Now().After(end):
 			return nil, fmt.Errorf("%w (%s.lock)", ErrBusy, s.path)
 		}
 	}
+}
+
+// TryLock takes an exclusive lock that dies with the process. The file is made where there is none, and
+// stays: removing it would let two processes hold locks on two files of one name. Errors: unix.EWOULDBLOCK when
+// another one has the lock, *UnwritableError.
+func TryLock(path string) (unlock func(), err error) {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return nil, &UnwritableError{path, err}
+	}
+	for {
+		if err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); !errors.Is(err, unix.EINTR) {
+			break
+		}
+	}
+	if err != nil {
+		f.Close()
+		if !errors.Is(err, unix.EWOULDBLOCK) {
+			err = &UnwritableError{path, err}
+		}
+		return nil, err
+	}
+	return func() {
+		// Closing alone would leave the lock to a child that is forked and has not begun its program yet.
+		_ = unix.Flock(int(f.Fd()), unix.LOCK_UN)
+		f.Close()
+	}, nil
 }
 
 // WriteFile is writeFile for others. Error: *UnwritableError.
