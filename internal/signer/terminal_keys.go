@@ -65,7 +65,7 @@ func (t *Terminal) keyLocked(key byte) bool {
 		return false
 	case a.checking:
 		// The answer is given.
-	case key == '\t' && !t.small:
+	case key == '\t':
 		return !t.nextLocked()
 	case t.small || t.page < len(t.pages)-1: // nobody approves what was not shown yet
 		switch key {
