@@ -87,14 +87,17 @@ func (c *console) fails(exit int, problem, hint string) {
 	}
 }
 
-// replies types until the question takes it: for a moment after it has appeared
-// it takes nothing.
+// typing is how often to type for a question that takes nothing for a moment after
+// it has appeared, and then not before nothing is typed for as long.
+const typing = 500 * time.Millisecond
+
+// replies types until the question takes it.
 func (c *console) replies(typed, shown string) {
 	c.t.Helper()
 	stop, stopped := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(stopped)
-		tick := time.NewTicker(100 * time.Millisecond)
+		tick := time.NewTicker(typing)
 		defer tick.Stop()
 		for {
 			select {

@@ -424,7 +424,7 @@ func TestThreat_T02_LateKeysApproveNothing(t *testing.T) {
 		owner.Type("y\n")
 		_, answer := ask(1)
 		// Enter until it counts: for a moment after a question nothing does.
-		enter, late := time.NewTicker(100*time.Millisecond), time.After(patience)
+		enter, late := time.NewTicker(typing), time.After(patience)
 		for answered := false; !answered; {
 			select {
 			case err := <-answer:

@@ -156,8 +156,6 @@ func answerFor(err error) *envelope.Error {
 		return envelope.Errorf(envelope.CodeUnknownKey, "%v", err)
 	case errors.Is(err, errUnpaired):
 		return envelope.Errorf(envelope.CodeNotPaired, "%v", err)
-	case errors.Is(err, errStopped):
-		return envelope.Errorf(envelope.CodeInternal, "%v", err)
 	case errors.Is(err, context.Canceled):
 		return envelope.Errorf(envelope.CodeDenied, "withdrawn")
 	}

@@ -603,8 +603,7 @@ func TestStopEndsWindow(t *testing.T) {
 	}
 }
 
-// A signer that is stopped says so of what waits: to the device, in the log and in
-// the audit log.
+// A signer that is stopped says so of what waits, in its log and in the audit log.
 func TestStopWhileARequestWaits(t *testing.T) {
 	t.Parallel()
 	h := testHome(t)

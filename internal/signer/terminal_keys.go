@@ -41,6 +41,10 @@ func (t *Terminal) take() {
 	case time.Since(t.since) < t.guard:
 		if slices.ContainsFunc(b[:n], func(key byte) bool { return !t.interrupts(key) }) {
 			t.since = time.Now() // who types on has not seen the question yet
+			if a := t.shown; a.unlock != nil && !a.checking && a.again == "" && t.page == len(t.pages)-1 {
+				a.again = "too early, try again"
+				t.drawLocked()
+			}
 		}
 		return
 	}
@@ -65,7 +69,7 @@ func (t *Terminal) keyLocked(key byte) bool {
 		return false
 	case a.checking:
 		// The answer is given.
-	case key == '\t' && !t.small:
+	case key == '\t':
 		return !t.nextLocked()
 	case t.small || t.page < len(t.pages)-1: // nobody approves what was not shown yet
 		switch key {

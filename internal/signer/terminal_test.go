@@ -606,6 +606,11 @@ func TestTerminalContinued(t *testing.T) {
 	done := approving(t.Context(), term, needing("work", l.unlock))
 	pty.Expect(passphraseQuestion)
 	pty.Type("no")
+	until(t, "it is typed", func() bool {
+		term.mu.Lock()
+		defer term.mu.Unlock()
+		return string(term.typed) == "no"
+	})
 	for name, change := range map[string]func(*unix.Termios){
 		"all":       func(*unix.Termios) {},
 		"echo":      func(m *unix.Termios) { m.Lflag &^= unix.ICANON; m.Cc[unix.VINTR] = noKey },
@@ -857,6 +862,7 @@ func TestTerminalTypedOn(t *testing.T) {
 		<-time.After(answerGuard / 2)
 		pty.Type(string(key))
 	}
+	pty.Expect("too early, try again (empty denies): ") // nothing else is seen of it
 	pastGuard()
 	unanswered(t, second, "by what was typed for the first")
 	if tried := l.tries(); len(tried) > 0 {
@@ -865,6 +871,26 @@ func TestTerminalTypedOn(t *testing.T) {
 	pty.Type("right\n")
 	if err := <-second; err != nil {
 		t.Error(err)
+	}
+}
+
+// Who presses Ctrl-C again and again is heard.
+func TestTerminalCtrlCAgain(t *testing.T) {
+	t.Parallel()
+	pty, term := ask80(t, answerGuard)
+	done := approving(t.Context(), term, testPrompt("work"))
+	pty.Expect("Approve? [y/N]")
+	for range 5 {
+		pty.Type("\x03")
+		<-time.After(answerGuard / 2)
+	}
+	select {
+	case err := <-done:
+		if err != ErrDenied {
+			t.Error(err)
+		}
+	case <-time.After(10 * time.Second):
+		t.Error("not denied")
 	}
 }
 
@@ -883,10 +909,22 @@ func TestTerminalTooSmall(t *testing.T) {
 				defer term.mu.Unlock()
 				return term.shown != nil
 			})
-			pty.Type("y\n\nyes\n \t\n")
+			pty.Type("y\n\nyes\n \n")
 			taken(t, pty)
+			other, cancel := context.WithCancel(t.Context())
+			second := approving(other, term, testPrompt("second"))
+			until(t, "another waits", func() bool {
+				term.mu.Lock()
+				defer term.mu.Unlock()
+				return len(term.asks) == 2
+			})
+			pty.Type("\ty\n\ty\n") // on to the other, and back
+			taken(t, pty)
+			unanswered(t, second, "when it was not shown")
+			cancel()
+			<-second
 			resize(t, pty, screenWidth, screenHeight)
-			if text := pty.Expect(Title); strings.Contains(text, "root") || size[0] > 30 && !strings.Contains(text, small) {
+			if text := pty.Expect(Title); strings.Contains(text, "laptop") || size[0] > 30 && !strings.Contains(text, small) {
 				t.Errorf("%q", text)
 			}
 			pty.Expect("Approve? [y/N]   ")
