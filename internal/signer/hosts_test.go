@@ -1067,6 +1067,8 @@ func TestRemoveHosts(t *testing.T) {
 func TestHostMemoryAtOnce(t *testing.T) {
 	t.Parallel()
 	s := testServer(t, yes{})
+	var log bytes.Buffer
+	s.log = slog.New(slog.NewTextHandler(&log, nil))
 	const n = 8
 	var hosts []ssh.Signer
 	for i := range n {
@@ -1096,12 +1098,14 @@ func TestHostMemoryAtOnce(t *testing.T) {
 		})
 	}
 	work.Wait()
+	s.memory.Wait()
 	known, err := s.home.hosts()
 	if err != nil {
 		t.Fatal(err)
 	}
-	if known.count() != 4*n+1 || len(known["shared"]) != n {
-		t.Errorf("%d names, %d keys of one", known.count(), len(known["shared"]))
+	late := strings.Count(log.String(), "host key not remembered") // on a slow disk
+	if names, keys := known.count(), len(known["shared"]); names > 4*n+1 || names < 4*n+1-late || keys > n || keys < n-late {
+		t.Errorf("%d names, %d keys of one, and %d came too late", names, keys, late)
 	}
 	if now := *s.hosts.Load(); !reflect.DeepEqual(now, known) {
 		t.Errorf("in memory %v, on disk %v", now, known)
