@@ -383,8 +383,9 @@ func (t *Terminal) rawLocked() {
 	}
 	now.Lflag &^= unix.ICANON | unix.ECHO
 	now.Cc[unix.VMIN], now.Cc[unix.VTIME] = 1, 0
-	// These would end and stop the signer, and leave the terminal like this.
-	now.Cc[unix.VQUIT], now.Cc[unix.VSUSP] = noKey, noKey
+	for _, key := range endingKeys {
+		now.Cc[key] = noKey
+	}
 	now.Cc[unix.VINTR] = noKey
 	if t.shown.interrupts {
 		now.Cc[unix.VINTR] = t.saved.Cc[unix.VINTR]

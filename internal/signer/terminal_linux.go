@@ -10,3 +10,7 @@ const (
 	ioctlGetTermios      = unix.TCGETS
 	ioctlSetTermiosFlush = unix.TCSETSF
 )
+
+// endingKeys would end or stop the signer at a question, and leave the terminal to
+// its shell as it is then.
+var endingKeys = [...]int{unix.VQUIT, unix.VSUSP}
