@@ -373,7 +373,7 @@ func (s *server) check(passphrase []byte, open func() error) error {
 	switch {
 	case errors.Is(err, ErrPassphrase):
 		s.log.Warn("wrong passphrase", "failures", after.Failures)
-		s.recordDone(audit.Record{Event: recordLock, Outcome: "failed", Reason: fmt.Sprintf("wrong passphrase, %d failed approvals in a row", after.Failures)})
+		s.recordDone(audit.Record{Event: recordLock, Outcome: "failed", Reason: fmt.Sprintf("wrong passphrase, failures in a row: %d", after.Failures)})
 		s.failed(after)
 		return err
 	case err != nil: // it was not looked at

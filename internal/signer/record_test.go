@@ -247,16 +247,16 @@ func TestThreat_T06_WrongPassphrasesAreRecorded(t *testing.T) {
 		d.reply <- ErrDenied
 		ends(t, done, envelope.CodeDenied)
 		want := []string{
-			"lock failed wrong passphrase, 1 failed approvals in a row",
+			"lock failed wrong passphrase, failures in a row: 1",
 			"request laptop",
-			"lock failed wrong passphrase, 2 failed approvals in a row",
-			"lock failed wrong passphrase, 3 failed approvals in a row",
-			"lock failed wrong passphrase, 4 failed approvals in a row",
-			"lock failed wrong passphrase, 5 failed approvals in a row",
+			"lock failed wrong passphrase, failures in a row: 2",
+			"lock failed wrong passphrase, failures in a row: 3",
+			"lock failed wrong passphrase, failures in a row: 4",
+			"lock failed wrong passphrase, failures in a row: 5",
 			"lock locked 5 failed approvals in a row",
 			"decision locked laptop",
 			"request laptop",
-			"lock failed wrong passphrase, 6 failed approvals in a row",
+			"lock failed wrong passphrase, failures in a row: 6",
 			"lock unlocked",
 			"decision denied laptop",
 		}
