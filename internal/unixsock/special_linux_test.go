@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
@@ -53,8 +54,8 @@ func TestSocketIsBornPrivate(t *testing.T) {
 	c.want("0600", "birth %s", filepath.Join(shortDir(t), "s"))
 }
 
-// starve serves at path, uses up all descriptors, connects, waits for the complaint, frees them, and answers
-// what then happens to the connection.
+// starve serves at path, uses up all descriptors, connects until there is a complaint, frees them, and answers what is
+// said in all. Each connection is accepted at last.
 func starve(path string) string {
 	said := make(messages, 10)
 	l, err := Config{Log: slog.New(said)}.Listen(path)
@@ -62,39 +63,70 @@ func starve(path string) string {
 		return err.Error()
 	}
 	defer l.Close()
-	client, err := newSocket() // while there are descriptors
-	if err != nil {
-		return err.Error()
+	var clients []int // while there are descriptors
+	for range 5 {
+		fd, err := newSocket()
+		if err != nil {
+			return err.Error()
+		}
+		clients = append(clients, fd)
 	}
-	defer unix.Close(client)
+	accepted := make(chan net.Conn, len(clients))
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			accepted <- c
+		}
+	}()
 	limit := unix.Rlimit{Cur: 64, Max: 64}
 	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
 		return err.Error()
 	}
+	connect := func() error {
+		client := clients[0]
+		clients = clients[1:]
+		return unix.Connect(client, &unix.SockaddrUnix{Name: path})
+	}
 	var used []int
-	for {
-		fd, err := unix.Dup(0)
-		if errors.Is(err, unix.EMFILE) {
-			break
+	var all []net.Conn
+	first := ""
+	for n := 1; first == ""; n++ {
+		for {
+			fd, err := unix.Dup(0)
+			if errors.Is(err, unix.EMFILE) {
+				break
+			}
+			if err != nil {
+				return err.Error()
+			}
+			used = append(used, fd)
 		}
-		if err != nil {
-			return err.Error()
+		if err := connect(); err != nil {
+			return "connect: " + err.Error()
 		}
-		used = append(used, fd)
+		select {
+		case first = <-said:
+		case c := <-accepted: // accept(2) takes a descriptor before it looks for a connection, and may have had the last one
+			if all = append(all, c); n == 3 {
+				return "there were descriptors again and again"
+			}
+		}
 	}
-	if err := unix.Connect(client, &unix.SockaddrUnix{Name: path}); err != nil {
-		return "connect: " + err.Error()
-	}
-	first := <-said
 	for _, fd := range used {
 		_ = unix.Close(fd)
 	}
-	c, err := l.Accept()
-	if err != nil {
-		return "accept: " + err.Error()
+	if err := connect(); err != nil { // the others may have been accepted before the complaint
+		return "connect: " + err.Error()
 	}
-	_ = c.Close()
-	return first + "; " + <-said
+	second := <-said
+	for range cap(accepted) - len(clients) - len(all) {
+		all = append(all, <-accepted)
+	}
+	runtime.KeepAlive(all)
+	return first + "; " + second
 }
 
 func TestLackOfDescriptorsPasses(t *testing.T) {
