@@ -422,6 +422,7 @@ func TestTerminalList(t *testing.T) {
 	drawn(pty, s, "59 s left", question)
 	s.wants(question, "   69 s  From laptop-1")
 	pty.Type("ye\t") // what was typed for the first is not for the second
+	s.feed(pty.Expect(Title)) // shown whole, and not only in the list
 	s.feed(pty.Expect("From laptop-1"))
 	drawn(pty, s, "2 more waiting (Tab)", question)
 	s.wants(Title, "From laptop-1", question, "   79 s  From 漢漢", "   59 s  From laptop-0")
@@ -433,14 +434,18 @@ func TestTerminalList(t *testing.T) {
 		t.Error(err)
 	}
 	s.feed(pty.Expect("Approve? approved"))
+	s.feed(pty.Expect(Title))
 	drawn(pty, s, "1 more waiting (Tab)", question)
 	pty.Type("\t")
+	s.feed(pty.Expect(Title))
 	s.feed(pty.Expect("From laptop-0"))
 	drawn(pty, s, "1 more waiting (Tab)", question)
 	pty.Type("n\n")
 	if err := <-answers[0]; err != ErrDenied {
 		t.Error(err)
 	}
+	s.feed(pty.Expect("Approve? denied"))
+	s.feed(pty.Expect(Title))
 	drawn(pty, s, " s left", question)
 	pty.Type("\ty\n") // there is no other one
 	if err := <-answers[2]; err != nil {
