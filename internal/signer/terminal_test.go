@@ -421,7 +421,7 @@ func TestTerminalList(t *testing.T) {
 	// The seconds count down, in the list, too.
 	drawn(pty, s, "59 s left", question)
 	s.wants(question, "   69 s  From laptop-1")
-	pty.Type("ye\t") // what was typed for the first is not for the second
+	pty.Type("ye\t")          // what was typed for the first is not for the second
 	s.feed(pty.Expect(Title)) // shown whole, and not only in the list
 	s.feed(pty.Expect("From laptop-1"))
 	drawn(pty, s, "2 more waiting (Tab)", question)
