@@ -309,9 +309,7 @@ func newConn(l *link, ifi *net.Interface, s slot) (_ *conn, err error) {
 		group = group6
 	}
 	if s.group {
-		// The group itself: a socket bound to the wildcard address would take
-		// the unicast packets of the system's own responder.
-		bind = netip.AddrPortFrom(group, port)
+		bind = netip.AddrPortFrom(groupAddress(group), port)
 	}
 	pc, err := listen(bind, ifi.Index, s.group)
 	if err != nil {
@@ -413,7 +411,7 @@ func (c *conn) send(b []byte, dst netip.AddrPort) error {
 		}
 	}
 	// The source is given because a socket bound to a group has none of its
-	// own, and BSD systems would take the group.
+	// own. macOS takes an address of the interface for IPv4, whatever is given.
 	to := net.UDPAddrFromAddrPort(dst)
 	var err error
 	if c.slot.v6 {

@@ -1,8 +1,14 @@
 // SPDX-License-Identifier: BSD-3-Clause
 
+//go:build !gnustep
+
 package dnssd
 
-import "golang.org/x/sys/unix"
+import (
+	"net/netip"
+
+	"golang.org/x/sys/unix"
+)
 
 // onlyOwnGroups turns off what ip(7) calls IP_MULTICAST_ALL: a socket would get
 // the packets of groups that others joined on other interfaces. An old kernel
@@ -14,3 +20,8 @@ func onlyOwnGroups(fd, family int) {
 	}
 	_ = unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_MULTICAST_ALL, 0)
 }
+
+// groupAddress is what a socket for a group is bound to: the group itself, since one
+// that is bound to the wildcard address takes the unicast packets of the system's own
+// responder.
+func groupAddress(group netip.Addr) netip.Addr { return group }
