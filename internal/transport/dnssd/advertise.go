@@ -85,10 +85,11 @@ func (a *advertiser) run(ctx context.Context) error {
 		sent, errs := 0, []error(nil)
 		for c, v := range a.voices {
 			if v.announce > 0 && !now.Before(v.next) {
-				if err := a.announce(now, c, v); err != nil {
-					errs = append(errs, err)
-				} else {
+				switch err := a.announce(now, c, v); {
+				case err == nil:
 					sent++
+				case c.link.denied(err):
+					errs = append(errs, err)
 				}
 			}
 			if v.pending != 0 && !now.Before(v.due) {
@@ -103,10 +104,10 @@ func (a *advertiser) run(ctx context.Context) error {
 				next = earlier(next, v.due)
 			}
 		}
-		if err := errors.Join(errs...); first && sent == 0 && denied(err) {
+		if err := errors.Join(errs...); first && sent == 0 && err != nil {
 			return fmt.Errorf("%w: %w", ErrUnavailable, err)
 		}
-		first = first && len(a.voices) == 0
+		first = first && !a.links.lead()
 		timer.Reset(time.Until(next))
 		select {
 		case <-ctx.Done():

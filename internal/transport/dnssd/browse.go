@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"syscall"
 	"time"
 )
@@ -69,7 +70,9 @@ func (b *browser) run(ctx context.Context) error {
 			if !now.Before(s.query) {
 				n, err := b.query(l, s.queries > 0, []question{{b.links.service, typePTR, classIN}})
 				sent += n
-				errs = append(errs, err)
+				if l.denied(err) {
+					errs = append(errs, err)
+				}
 				s.query = now.Add(interval(s.queries))
 				s.queries++
 				s.cache.round++
@@ -87,10 +90,10 @@ func (b *browser) run(ctx context.Context) error {
 				next = earlier(next, t)
 			}
 		}
-		if err := errors.Join(errs...); first && sent == 0 && denied(err) {
+		if err := errors.Join(errs...); first && sent == 0 && err != nil {
 			return fmt.Errorf("%w: %w", ErrUnavailable, err)
 		}
-		first = first && len(b.state) == 0
+		first = first && !b.links.lead()
 		timer.Reset(time.Until(next))
 		select {
 		case <-ctx.Done():
@@ -104,9 +107,26 @@ func (b *browser) run(ctx context.Context) error {
 
 // denied reports whether err is a decision of the system and no state that
 // passes, such as an IPv6 address that is not ready yet: a sandbox, a firewall,
-// or macOS without Local Network access, which says "no route to host".
-func denied(err error) bool {
-	return errors.Is(err, syscall.EPERM) || errors.Is(err, syscall.EACCES) || errors.Is(err, syscall.EHOSTUNREACH)
+// or macOS without Local Network access, which says "no route to host". macOS says
+// that as well on the interfaces that Macs have to processors of their own (xnu,
+// inp_restricted_send), which lead nowhere.
+func (l *link) denied(err error) bool {
+	return errors.Is(err, syscall.EPERM) || errors.Is(err, syscall.EACCES) || errors.Is(err, syscall.EHOSTUNREACH) && l.leads()
+}
+
+// leads reports whether l has an address that more than a cable gives.
+func (l *link) leads() bool {
+	return slices.ContainsFunc(l.prefixes, func(p netip.Prefix) bool { return p.Addr().Is4() || !p.Addr().IsLinkLocalUnicast() })
+}
+
+// lead reports whether any link leads somewhere.
+func (ls *links) lead() bool {
+	for _, l := range ls.all {
+		if l.leads() {
+			return true
+		}
+	}
+	return false
 }
 
 func (s *search) due() time.Time {

@@ -16,6 +16,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -271,6 +272,33 @@ func TestBadNames(t *testing.T) {
 	} {
 		if !errors.Is(err, ErrBadName) {
 			t.Errorf("%s: %v", what, err)
+		}
+	}
+}
+
+// A Mac says "no route to host" on interfaces that lead nowhere, too, and those are there when nothing else is.
+func TestDenied(t *testing.T) {
+	t.Parallel()
+	nowhere, cable, network := []string{"fe80::1/64"}, []string{"169.254.0.1/16", "fe80::1/64"}, []string{"2001:db8::1/64", "fe80::1/64"}
+	for _, tt := range []struct {
+		prefixes []string
+		err      error
+		want     bool
+	}{
+		{nowhere, syscall.EHOSTUNREACH, false},
+		{cable, syscall.EHOSTUNREACH, true},
+		{network, syscall.EHOSTUNREACH, true},
+		{nowhere, syscall.EPERM, true},
+		{network, syscall.EACCES, true},
+		{network, syscall.EADDRNOTAVAIL, false},
+		{network, nil, false},
+	} {
+		var l link
+		for _, p := range tt.prefixes {
+			l.prefixes = append(l.prefixes, netip.MustParsePrefix(p))
+		}
+		if got := l.denied(errors.Join(tt.err)); got != tt.want {
+			t.Errorf("%v with %v: %v", tt.err, tt.prefixes, got)
 		}
 	}
 }
