@@ -94,8 +94,12 @@ domain=gui/$(id -u)
 
 loaded() { launchctl print "$domain/$LABEL" >/dev/null 2>&1; }
 
+tries=1 # of loading it
+
 unload() {
-	launchctl bootout "$domain/$LABEL" 2>/dev/null || return 0 # it was not loaded
+	# One that takes its time to end is 36, Operation now in progress.
+	launchctl bootout "$domain/$LABEL" 2>/dev/null || loaded || return 0 # it was not loaded
+	tries=6
 	# It ends behind our back, and cannot be loaded before it has.
 	for _ in 1 2 3 4 5 6 7 8 9 10; do
 		loaded || return 0
@@ -124,8 +128,12 @@ launchd_enable() {
 	chmod 0644 "$plist.new"
 	mv -f "$plist.new" "$plist"
 	launchctl enable "$domain/$LABEL"
-	launchctl bootstrap "$domain" "$plist" ||
-		fail "launchd does not start $LABEL for $user" "log in as $user at the screen of this Mac, then $again"
+	# For some seconds launchd may take one that has just ended for there: 5, Input/output error.
+	until why=$(launchctl bootstrap "$domain" "$plist" 2>&1); do
+		tries=$((tries - 1))
+		[ $tries -gt 0 ] || fail "launchd does not start $LABEL for $user: $why" "log in as $user at the screen of this Mac, then $again"
+		sleep 1
+	done
 	serving
 }
 

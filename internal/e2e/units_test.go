@@ -629,16 +629,32 @@ func TestInstallUserLaunchd(t *testing.T) {
 	top := sources.home
 	sources.setenv("HOME", h.home)
 	sources.fake("codesign", "")
+	// One that is loaded ends after a while, of which bootout has a word, and then cannot be loaded at once, as people have met it.
 	sources.fake("launchctl", `
 loaded=`+sources.path("loaded")+`
 case $1 in
-print) [ -e $loaded ] ;;
-bootout) rm $loaded 2>/dev/null ;;
-bootstrap) [ ! -e $loaded ] && [ ! -e `+sources.path("broken")+` ] && touch $loaded ;;
+print)
+	[ -e $loaded ] || exit 113
+	! mv $loaded.ends $loaded.late 2>/dev/null || rm $loaded
+	;;
+bootout)
+	[ -e $loaded ] || exit 3
+	touch $loaded.ends
+	echo "Boot-out failed: 36: Operation now in progress" >&2
+	exit 36
+	;;
+bootstrap)
+	if [ -e $loaded ] || [ -e `+sources.path("broken")+` ] || rm $loaded.late 2>/dev/null; then
+		echo "Bootstrap failed: 5: Input/output error" >&2
+		exit 5
+	fi
+	touch $loaded
+	;;
 enable) ;;
 *) exit 64 ;;
 esac
 `)
+	sources.fake("sleep", "")
 	const system = "SYSTEM=Darwin"
 	prefix := "PREFIX=" + top + "/p"
 	refused := func(name string, want ...string) {
@@ -682,10 +698,11 @@ esac
 		calls        []string
 		there        bool
 	}{
-		{"first", "install-user", append([]string{"print " + service, "bootout " + service}, bootstrap...), true},
-		{"again", "install-user", append([]string{"print " + service, "bootout " + service, "print " + service}, bootstrap...), true},
-		{"away", "uninstall-user", []string{"bootout " + service, "print " + service}, false},
-		{"away again", "uninstall-user", []string{"bootout " + service}, false},
+		{"first", "install-user", append([]string{"print " + service, "bootout " + service, "print " + service}, bootstrap...), true},
+		{"again", "install-user", append([]string{"print " + service, "bootout " + service, "print " + service, "print " + service},
+			append(bootstrap, "1", bootstrap[1])...), true},
+		{"away", "uninstall-user", []string{"bootout " + service, "print " + service, "print " + service}, false},
+		{"away again", "uninstall-user", []string{"bootout " + service, "print " + service}, false},
 	} {
 		r := sources.make(system, prefix, tt.target)
 		if r.exit != 0 || !strings.Contains(r.stdout, "vmux-agent serves ") {
@@ -720,7 +737,7 @@ esac
 	}
 
 	sources.write("broken", "", 0o600)
-	refused("refused by launchd", "error: launchd does not start app.vmux.agent ", "\nhint: log in as ")
+	refused("refused by launchd", "error: launchd does not start app.vmux.agent ", ": Bootstrap failed: 5: Input/output error\n", "\nhint: log in as ")
 	need(t, "ssh-add")
 	h.setenv("PATH", os.Getenv("PATH"))
 	byHand := h.agent()
