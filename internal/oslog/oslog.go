@@ -12,10 +12,19 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"unicode/utf8"
 )
 
 // Subsystem is vmux's in the unified log: log stream --predicate 'subsystem == "app.vmux.agent"'.
 const Subsystem = "app.vmux.agent"
+
+const (
+	// maxEntry bounds a line. What is longer the unified log keeps the beginning of only: a message has 1024 bytes of what
+	// is not constant (os_log in <os/log.h>; Enable-Oversize-Messages in os_log(5)).
+	maxEntry = 1000
+	// continued begins what goes on with the line before.
+	continued = "… "
+)
 
 // sink takes a line of a category. Lines come one at a time.
 type sink func(category string, level slog.Level, line string)
@@ -58,8 +67,26 @@ func (h *handler) Handle(ctx context.Context, r slog.Record) error {
 	if err := h.text.Handle(ctx, r); err != nil {
 		return err
 	}
-	h.out.sink(category(r.PC), r.Level, strings.TrimSuffix(h.out.buf.String(), "\n"))
-	return nil
+	of, prefix := category(r.PC), ""
+	for rest := bytes.TrimSuffix(h.out.buf.Bytes(), []byte("\n")); ; prefix = continued {
+		n := cut(rest, maxEntry-len(prefix))
+		h.out.sink(of, r.Level, prefix+string(rest[:n]))
+		if rest = rest[n:]; len(rest) == 0 {
+			return nil
+		}
+	}
+}
+
+// cut says how much of b to take first: at most so many bytes, and no part of a character.
+func cut(b []byte, most int) int {
+	if len(b) <= most {
+		return len(b)
+	}
+	n := most
+	for n > most-utf8.UTFMax && !utf8.RuneStart(b[n]) {
+		n--
+	}
+	return n
 }
 
 // WithAttrs is slog.Handler's.

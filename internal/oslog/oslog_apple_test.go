@@ -24,7 +24,7 @@ func TestThreat_I03_UnifiedLog(t *testing.T) {
 	log.Debug("d")
 	log.Info("signed", "host", "größe %s %n %{private}s")
 	log.Warn("odd\nline", "key", "a\x00b")
-	log.Error("e", "long", strings.Repeat("x", 5000))
+	log.Error("e", "long", strings.Repeat("x", 2500))
 	log.Log(t.Context(), slog.LevelInfo+1, "between")
 	level.Set(slog.LevelWarn)
 	log.Info("below the level")
@@ -39,7 +39,9 @@ func TestThreat_I03_UnifiedLog(t *testing.T) {
 		`app.vmux.agent oslog debug msg=d`,
 		`app.vmux.agent oslog default msg=signed host="größe %s %n %{private}s"`,
 		`app.vmux.agent oslog default msg="odd\nline" key="a\x00b"`,
-		`app.vmux.agent oslog error msg=e long=` + strings.Repeat("x", 5000),
+		`app.vmux.agent oslog error msg=e long=` + strings.Repeat("x", maxEntry-len("msg=e long=")),
+		`app.vmux.agent oslog error … ` + strings.Repeat("x", maxEntry-len(continued)),
+		`app.vmux.agent oslog error … ` + strings.Repeat("x", 2500-2*maxEntry+len("msg=e long=")+len(continued)),
 		`app.vmux.agent oslog default msg=between`,
 		`app.vmux.agent vmux created`,
 		`app.vmux.agent vmux default msg="from nowhere"`,

@@ -59,7 +59,8 @@ os_log_t os_log_create(const char *subsystem, const char *category)
 bool os_log_type_enabled(os_log_t l, os_log_type_t type) { return l != NULL; }
 
 /* Reads what __builtin_os_log_format made: flags and count, then for each argument kind and flags, size, and value. Only %s without
- * precision, kind 2, is known here. What is not marked as public is hidden, as macOS does with strings. */
+ * precision, kind 2, is known here. What is not marked as public is hidden, as macOS does with strings, and of what is longer than
+ * 1024 bytes the beginning is kept. */
 void _os_log_impl(void *dso, os_log_t l, os_log_type_t type, const char *format, uint8_t *buf, uint32_t size)
 {
   const char *name = type == OS_LOG_TYPE_DEFAULT ? "default" : type == OS_LOG_TYPE_INFO ? "info" : type == OS_LOG_TYPE_DEBUG ? "debug" :
@@ -69,7 +70,7 @@ void _os_log_impl(void *dso, os_log_t l, os_log_type_t type, const char *format,
   if (size != 12 || buf[1] != 1 || buf[2] >> 4 != 2 || buf[3] != 8) abort();
   memcpy(&text, buf + 4, sizeof text);
   if ((buf[2] & 0xf) != 2) text = "<private>";
-  if (asprintf(&line, "%s %s %s %s\n", l->subsystem, l->category, name, text) < 0) abort();
+  if (asprintf(&line, "%s %s %s %.1024s\n", l->subsystem, l->category, name, text) < 0) abort();
   say(line);
   free(line);
 }
