@@ -41,6 +41,8 @@ const (
 	seenEvery = time.Minute
 	// Accept errors (no descriptors, no memory) pass when connections end.
 	acceptRetry = 50 * time.Millisecond
+	// advertiseRetry is how long after a refusal to advertise it is tried again.
+	advertiseRetry = 10 * time.Second
 )
 
 // Options say how a home is served.
@@ -503,9 +505,26 @@ func (s *server) publishLocked(st State) error {
 }
 
 func (s *server) advertise(ctx context.Context, port uint16) {
-	err := dnssd.Advertise(ctx, dnssd.Options{Log: s.log}, dnssd.RandomName(), port)
-	if err != nil && ctx.Err() == nil {
-		s.log.Warn("not advertised: devices must be given the address", "reason", err)
+	instance := dnssd.RandomName()
+	insist(ctx, s.log, func() error { return dnssd.Advertise(ctx, dnssd.Options{Log: s.log}, instance, port) })
+}
+
+// insist advertises until ctx ends, and begins anew after a refusal. macOS refuses at first, too, while it asks the owner.
+func insist(ctx context.Context, log *slog.Logger, advertise func() error) {
+	for said := ""; ; {
+		err := advertise()
+		if err == nil || ctx.Err() != nil {
+			return
+		}
+		if err.Error() != said {
+			said = err.Error()
+			log.Warn("not advertised: devices must be given the address", "reason", err)
+		}
+		select {
+		case <-time.After(advertiseRetry):
+		case <-ctx.Done():
+			return
+		}
 	}
 }
 
