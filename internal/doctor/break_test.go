@@ -261,6 +261,13 @@ func TestBroken(t *testing.T) {
 		// network
 		{"no interface", func(p *patient) { p.Interfaces = func() ([]doctor.Interface, error) { return nil, nil } },
 			want{id: "multicast", level: fail, found: "no network interface", do: "--address"}},
+		{"a Mac without a network", func(p *patient) {
+			p.onMac()
+			p.Interfaces = func() ([]doctor.Interface, error) {
+				return []doctor.Interface{{Index: 4, Name: "en5", Flags: net.FlagUp | net.FlagBroadcast | net.FlagMulticast, Addrs: []net.Addr{network(p.t, "fe80::aede:48ff:fe00:1122/64")}}}, nil
+			}
+		},
+			want{id: "multicast", level: fail, found: "no network interface", do: "join the phone's network"}},
 		{"a VPN only", func(p *patient) {
 			p.Interfaces = func() ([]doctor.Interface, error) {
 				return []doctor.Interface{{Index: 2, Name: "tun0", Flags: net.FlagUp | net.FlagPointToPoint | net.FlagMulticast, Addrs: []net.Addr{network(p.t, "10.9.8.7/24")}}}, nil

@@ -151,10 +151,15 @@ func (e *Env) interfaceName(index int) string {
 	return fmt.Sprintf("interface %d", index)
 }
 
-// multicastNames are the interfaces that DNS-SD uses, as package dnssd chooses them.
-func multicastNames(all []Interface) (names []string) {
+// multicastNames are the interfaces that DNS-SD uses, as package dnssd chooses them. A Mac without a network has some all the
+// same, to processors of its own (en5, anpi0) and for AWDL (awdl0, llw0), with nothing but a link-local IPv6 address.
+func multicastNames(goos string, all []Interface) (names []string) {
 	for _, i := range all {
-		if i.Flags&net.FlagUp != 0 && i.Flags&net.FlagMulticast != 0 && i.Flags&(net.FlagLoopback|net.FlagPointToPoint) == 0 && len(i.Addrs) > 0 {
+		own := goos == "darwin" && !slices.ContainsFunc(i.Addrs, func(a net.Addr) bool {
+			p, err := netip.ParsePrefix(a.String())
+			return err != nil || p.Addr().Is4() || !p.Addr().IsLinkLocalUnicast()
+		})
+		if i.Flags&net.FlagUp != 0 && i.Flags&net.FlagMulticast != 0 && i.Flags&(net.FlagLoopback|net.FlagPointToPoint) == 0 && len(i.Addrs) > 0 && !own {
 			names = append(names, i.Name)
 		}
 	}
@@ -197,7 +202,7 @@ func checkMulticast(ctx context.Context, e *Env) Finding {
 	if err != nil {
 		return e.failure(err, why)
 	}
-	names := multicastNames(all)
+	names := multicastNames(e.OS, all)
 	if len(names) == 0 {
 		return e.failure(&NoInterfaceError{tunnels(all)}, why)
 	}

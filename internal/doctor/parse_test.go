@@ -202,7 +202,7 @@ func TestInterfaces(t *testing.T) {
 		{7, "utun0", net.FlagUp | net.FlagPointToPoint | net.FlagMulticast, at("fe80::1/64")},
 		{8, "utun1", net.FlagPointToPoint | net.FlagMulticast, at("10.0.0.1/24")},
 	}
-	if got := strings.Join(multicastNames(all), " "); got != "eth0" {
+	if got := strings.Join(multicastNames("linux", all), " "); got != "eth0" {
 		t.Errorf("multicast: %s", got)
 	}
 	if got := strings.Join(tunnels(all), " "); got != "tun0" {
