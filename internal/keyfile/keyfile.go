@@ -40,8 +40,10 @@ const (
 
 // Errors of a key file.
 var (
-	ErrDamaged    = errors.New("not a private key that can be used here")
-	ErrPassphrase = errors.New("wrong passphrase")
+	ErrDamaged = errors.New("not a private key that can be used here")
+	// ErrPassphrase says that a passphrase is wrong. A TPM adds to the text how many
+	// more wrong ones lock it.
+	ErrPassphrase = tpm.ErrWrongAuth
 	ErrType       = errors.New("the key type is neither ecdsa nor ed25519")
 	ErrTooLong    = fmt.Errorf("a passphrase has at most %d bytes", MaxPassphrase)
 )
