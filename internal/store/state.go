@@ -78,8 +78,12 @@ func (s *State) Phone(pin string) *Phone {
 	return &s.Phones[i]
 }
 
-// Named returns the phones that have this name; two phones may.
+// Named returns the phones that a user means by name: the one with this pin, else those that are called so, which
+// several phones may be.
 func (s *State) Named(name string) []Phone {
+	if p := s.Phone(name); p != nil {
+		return []Phone{*p}
+	}
 	var found []Phone
 	for _, p := range s.Phones {
 		if p.Name == name {

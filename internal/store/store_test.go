@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -384,6 +385,21 @@ func TestModes(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// A phone is named by its name, which another one may have, or by its pin, which another one may be called.
+func TestNamed(t *testing.T) {
+	t.Parallel()
+	s := State{Phones: []Phone{{Name: "Pocket", Pin: pinA}, {Name: "Pocket", Pin: pinB}, {Name: pinA, Pin: "SHA256:C"}}}
+	for name, want := range map[string][]string{"Pocket": {pinA, pinB}, pinA: {pinA}, pinB: {pinB}, "SHA256:C": {"SHA256:C"}, "pocket": nil, "": nil} {
+		var got []string
+		for _, p := range s.Named(name) {
+			got = append(got, p.Pin)
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("%q: %q, want %q", name, got, want)
+		}
 	}
 }
 
