@@ -49,23 +49,26 @@ func givenPassphrase(c *cli.Context) ([]byte, error) {
 }
 
 // readPassphrase reads the first line of a file. A pipe may be named too, as a
-// shell's <(...) is one; a file must be its owner's alone.
+// shell's <(...) is one; a private one must be its owner's alone.
 func readPassphrase(path string, private bool) ([]byte, error) {
+	failed := func(err error) error {
+		return cli.Fail(cli.ExitFailed, "look at the path and the permissions: ls -l "+cli.Quote(path), fmt.Errorf("the passphrase cannot be read: %w", err))
+	}
 	f, err := os.Open(path)
 	if err != nil {
-		return nil, err
+		return nil, failed(err)
 	}
 	defer f.Close()
 	fi, err := f.Stat()
 	if err != nil {
-		return nil, err
+		return nil, failed(err)
 	}
 	if private && fi.Mode().IsRegular() && fi.Mode().Perm()&0o077 != 0 {
-		return nil, &cli.UsageError{Problem: fmt.Sprintf("%s is open to others (mode %04o)", path, fi.Mode().Perm()), Hint: "chmod 600 " + path}
+		return nil, &cli.UsageError{Problem: fmt.Sprintf("%s is open to others (mode %04o)", path, fi.Mode().Perm()), Hint: "chmod 600 " + cli.Quote(path)}
 	}
 	b, err := io.ReadAll(io.LimitReader(f, keyfile.MaxPassphrase+3)) // with \r\n, and one too many
 	if err != nil {
-		return nil, err
+		return nil, failed(err)
 	}
 	line, rest, _ := bytes.Cut(b, []byte("\n"))
 	line = bytes.TrimSuffix(line, []byte("\r"))
@@ -143,6 +146,7 @@ func newPassphrase(c *cli.Context, flag, none string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
+	defer clear(again)
 	if !bytes.Equal(p, again) {
 		return nil, &cli.UsageError{Problem: "the two passphrases differ", Hint: "nothing was changed; try again"}
 	}
