@@ -148,7 +148,7 @@ func TestTPMReprotect(t *testing.T) {
 	t.Parallel()
 	m := tpmtest.Start(t)
 	f := inTestTPM(t, m)
-	next := []byte("next")
+	next := bytes.Repeat([]byte("n"), MaxPassphrase)
 	if _, err := f.Reprotect([]byte("wrong"), "c", next); !errors.Is(err, ErrPassphrase) {
 		t.Errorf("with a wrong passphrase: %v", err)
 	}
