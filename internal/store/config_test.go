@@ -107,7 +107,7 @@ func TestConfigDefaults(t *testing.T) {
 	if _, err := LoadConfig(path, false, env("HOME", "")); !errors.Is(err, ErrNoHome) {
 		t.Errorf("without HOME: %v", err)
 	}
-	if _, err := LoadConfig(path, true, env()); !errors.Is(err, fs.ErrNotExist) {
+	if _, err := LoadConfig(path, true, env()); !errors.Is(err, fs.ErrNotExist) || err.Error() != path+": there is no such file" {
 		t.Errorf("explicit: %v", err)
 	}
 }
@@ -157,6 +157,7 @@ func TestConfigErrors(t *testing.T) {
 		{"policy.default = true", 1, "policy.default", "no text", "ask or refuse"},
 		{"\n[sleep]\n", 2, "sleep", "no setting", ""},
 		{"[wake]\nkey = \"apns.p8\"", 2, "wake.key", `"apns.p8" is not an absolute path`, "~/.ssh/vmux-apns.p8"},
+		{"  [wake]\n  key = \"apns.p8\"", 2, "wake.key", "is not an absolute path", ""},
 		{"[wake]\nkey-id = \"abc\"", 2, "wake.key-id", `"abc" is not 10 capital letters and digits`, "ABC123DEFG"},
 		{"[wake]\nteam-id = \"abc\"", 2, "wake.team-id", "is not 10 capital letters and digits", "DEF123GHIJ"},
 		{"[wake]\ntopic = \"a b\"", 2, "wake.topic", "is no bundle id", "com.example.app"},
