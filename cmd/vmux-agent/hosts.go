@@ -4,14 +4,12 @@ package main
 
 import (
 	"bytes"
-	"io"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
-	"syscall"
 	"unicode"
 
 	"golang.org/x/crypto/ssh"
@@ -19,6 +17,7 @@ import (
 	"vmux.app/toolkit/internal/agent"
 	"vmux.app/toolkit/internal/envelope"
 	"vmux.app/toolkit/internal/knownhosts"
+	"vmux.app/toolkit/internal/store"
 )
 
 const (
@@ -244,7 +243,10 @@ func (m *mentions) file(path, dir, home string, depth int) {
 	if m.files++; m.files > maxConfigFiles || depth > maxIncludes {
 		return
 	}
-	text := readFile(path, m.left)
+	text, err := store.ReadFile(path, int64(m.left))
+	if err != nil {
+		return
+	}
 	m.left -= len(text)
 	for line := range bytes.Lines(text) {
 		words := configWords(string(line))
@@ -315,23 +317,4 @@ func configWords(line string) []string {
 		rest = strings.TrimLeft(rest, " \t")
 	}
 	return words
-}
-
-// readFile gives what a file has, empty if it is none or has more than most
-// bytes.
-func readFile(path string, most int) []byte {
-	// A pipe of that name would wait for its other end.
-	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
-	if err != nil {
-		return nil
-	}
-	defer f.Close()
-	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() || info.Size() > int64(most) {
-		return nil
-	}
-	b, err := io.ReadAll(io.LimitReader(f, int64(most)))
-	if err != nil {
-		return nil
-	}
-	return b
 }

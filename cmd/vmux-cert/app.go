@@ -30,7 +30,7 @@ func app() *cli.App {
 				Flags: []cli.Flag{
 					&cli.BoolFlag{Name: "authorized-keys", Usage: "as a cert-authority line for authorized_keys"},
 					&cli.StringsFlag{Name: "principal", Usage: "let that line accept the principal `NAME` only; may be repeated"},
-					&cli.StringFlag{Name: "phone", Usage: "of the phone called `NAME`"},
+					&cli.StringFlag{Name: "phone", Usage: "of the phone called `NAME`, or with this pin"},
 				}, Action: ca},
 			{Name: "run", Usage: "run a command that logs in with a certificate of its own", ArgsUsage: "[--] COMMAND [ARGUMENT...]",
 				Flags: requestFlags(), Action: run},

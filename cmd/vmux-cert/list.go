@@ -18,6 +18,7 @@ import (
 	"vmux.app/toolkit/internal/cli"
 	"vmux.app/toolkit/internal/control"
 	"vmux.app/toolkit/internal/duration"
+	"vmux.app/toolkit/internal/phone"
 	"vmux.app/toolkit/internal/safetext"
 	"vmux.app/toolkit/internal/session"
 	"vmux.app/toolkit/internal/store"
@@ -222,7 +223,7 @@ func ca(c *cli.Context) error {
 	phones = slices.DeleteFunc(slices.Clone(phones), func(p store.Phone) bool { return len(p.CAKey) == 0 })
 	switch {
 	case len(state.Phones) == 0:
-		return cli.Fail(cli.ExitNotPaired, "pair one: vmux-pair", errors.New("no phone is paired"))
+		return phone.ErrNotPaired
 	case len(phones) == 0:
 		return cli.Fail(cli.ExitFailed, "see the phones: vmux-pair --list", errors.New("no such phone has a certificate authority"))
 	}

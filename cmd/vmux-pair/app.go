@@ -223,11 +223,6 @@ func forget(c *cli.Context, config store.Config) error {
 	t := cli.From(c)
 	wanted := c.String("forget")
 	found := state.Named(wanted)
-	for _, p := range state.Phones {
-		if p.Pin == wanted {
-			found = []store.Phone{p}
-		}
-	}
 	switch {
 	case len(state.Phones) == 0:
 		return cli.Fail(cli.ExitNotPaired, "nothing is left to do", errors.New("no phone is paired"))

@@ -62,11 +62,6 @@ func lostPhone(c *cli.Context, state store.State) (store.Phone, error) {
 	found, wanted := state.Phones, c.String("phone")
 	if c.IsSet("phone") {
 		found = state.Named(wanted)
-		for _, p := range state.Phones {
-			if p.Pin == wanted {
-				found = []store.Phone{p}
-			}
-		}
 	}
 	switch {
 	case len(state.Phones) == 0:

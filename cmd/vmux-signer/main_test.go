@@ -87,7 +87,7 @@ func await(ts *testscript.TestScript, neg bool, args []string) {
 //	device pair ADDRESS                pairs by it
 //	device digits ADDRESS CODE-FILE    pairs by the digits in the file, once it is there
 //	device list ADDRESS                lists the keys
-//	device sign ADDRESS LABEL [N]      asks for N signatures at once, all for the same
+//	device sign ADDRESS LABEL          asks for a signature
 //	device login ADDRESS LABEL KEY [NAME...]
 //	                                   asks for a login to a host with the Ed25519 key of the seed KEY
 //
@@ -236,6 +236,46 @@ func askFor(ctx context.Context, l *transport.Link, k envelope.PublicKey, data [
 	return nil
 }
 
+// shortDir is a directory whose path leaves room for a socket's name.
+func shortDir(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "v")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	return dir
+}
+
+// newHome makes the signer Pocket, without a passphrase, in the directory h of dir.
+func newHome(t *testing.T) (dir, home string) {
+	t.Helper()
+	dir = shortDir(t)
+	home = filepath.Join(dir, "h")
+	cmd := exec.Command("vmux-signer", "init", "--no-passphrase", "--name", "Pocket")
+	cmd.Env = append(os.Environ(), "VMUX_SIGNER_HOME="+home)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	return dir, home
+}
+
+// startDevice starts device in dir. What it has printed is whole when done has its
+// status.
+func startDevice(t *testing.T, dir string, args ...string) (done <-chan error, out *strings.Builder) {
+	t.Helper()
+	cmd := exec.Command("device", args...)
+	cmd.Dir = dir
+	out = new(strings.Builder)
+	cmd.Stdout, cmd.Stderr = out, out
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+	return ended, out
+}
+
 // onTTY starts vmux-signer with a terminal of its own as all three files.
 func onTTY(t *testing.T, home string, args ...string) (*ptytest.Terminal, *exec.Cmd) {
 	t.Helper()
@@ -257,38 +297,15 @@ func onTTY(t *testing.T, home string, args ...string) (*ptytest.Terminal, *exec.
 // TestTerminals pairs by digits and approves, each at a terminal of its own.
 func TestTerminals(t *testing.T) {
 	t.Parallel()
-	dir, err := os.MkdirTemp("", "v")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	home := filepath.Join(dir, "h")
-	initial := exec.Command("vmux-signer", "init", "--no-passphrase", "--name", "Pocket")
-	initial.Env = append(os.Environ(), "VMUX_SIGNER_HOME="+home)
-	if out, err := initial.CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, out)
-	}
+	dir, home := newHome(t)
 	serving, serve := onTTY(t, home, "serve", "--listen", "127.0.0.1:0")
 	serving.Expect("listening on ")
 	address := strings.TrimSpace(serving.Expect("\n"))
 
-	run := func(args ...string) (<-chan error, *strings.Builder) {
-		cmd := exec.Command("device", args...)
-		cmd.Dir = dir
-		out := new(strings.Builder)
-		cmd.Stdout, cmd.Stderr = out, out
-		done := make(chan error, 1)
-		if err := cmd.Start(); err != nil {
-			t.Fatal(err)
-		}
-		go func() { done <- cmd.Wait() }()
-		return done, out
-	}
-
 	pairing, pair := onTTY(t, home, "pair")
 	pairing.Expect("the pairing window is open")
 	codeFile := filepath.Join(dir, "code")
-	paired, out := run("digits", address, codeFile)
+	paired, out := startDevice(t, dir, "digits", address, codeFile)
 	text := pairing.Expect("Accept? [y/N]")
 	m := regexp.MustCompile(`The device laptop wants to pair.\r\n(?s:.*)    ([0-9]{3}) ([0-9]{3})\r\n`).FindStringSubmatch(text)
 	if m == nil {
@@ -313,7 +330,7 @@ func TestTerminals(t *testing.T) {
 	for _, c := range []struct{ typed, shown, want string }{
 		{"y\n", "approved", "signed by default\n"}, {"n\n", "denied", "denied: the owner said no\n"},
 	} {
-		done, out := run("sign", address, "default")
+		done, out := startDevice(t, dir, "sign", address, "default")
 		text := serving.Expect("Approve? [y/N]")
 		for _, want := range []string{"SSH Sign Request", "From laptop → ", `sign data for "git"`, "a test"} {
 			if !strings.Contains(text, want) {
@@ -330,7 +347,7 @@ func TestTerminals(t *testing.T) {
 
 	// Ctrl-C is a no to the question that is shown, and ends the signer in order
 	// where none is.
-	done, out := run("sign", address, "default")
+	done, out := startDevice(t, dir, "sign", address, "default")
 	serving.Expect("Approve? [y/N]")
 	<-time.After(600 * time.Millisecond) // it takes nothing for a moment
 	serving.Type("\x03")
@@ -338,15 +355,7 @@ func TestTerminals(t *testing.T) {
 	if <-done; out.String() != "denied: the owner said no\n" {
 		t.Errorf("device: %q", out)
 	}
-	for interrupts := false; !interrupts; { // the terminal is left as it was found soon after
-		stty := exec.Command("stty", "-a")
-		stty.Stdin = serving.TTY
-		modes, err := stty.Output()
-		if err != nil {
-			t.Fatal(err)
-		}
-		interrupts = strings.Contains(string(modes), "intr = ^C;")
-	}
+	awaitInterrupts(t, serving)
 	serving.Type("\x03")
 	if err := serve.Wait(); err != nil {
 		t.Errorf("serve: %v", err)
@@ -355,7 +364,7 @@ func TestTerminals(t *testing.T) {
 		t.Errorf("%v: %s", err, state)
 	}
 
-	// Ctrl-C closes a window, too; there is no signer to open one now.
+	// Without a signer there is none to open a window.
 	pairing, pair = onTTY(t, home, "pair")
 	pairing.Expect("error: vmux-signer is not running")
 	pairing.Expect("hint: start it in another terminal: vmux-signer serve")
@@ -370,29 +379,7 @@ func TestTerminals(t *testing.T) {
 // typed before is forgotten.
 func TestSuspended(t *testing.T) {
 	t.Parallel()
-	dir, err := os.MkdirTemp("", "v")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	home := filepath.Join(dir, "h")
-	initial := exec.Command("vmux-signer", "init", "--no-passphrase", "--name", "Pocket")
-	initial.Env = append(os.Environ(), "VMUX_SIGNER_HOME="+home)
-	if out, err := initial.CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, out)
-	}
-	device := func(args ...string) (<-chan error, *strings.Builder) {
-		cmd := exec.Command("device", args...)
-		cmd.Dir = dir
-		out := new(strings.Builder)
-		cmd.Stdout, cmd.Stderr = out, out
-		if err := cmd.Start(); err != nil {
-			t.Fatal(err)
-		}
-		done := make(chan error, 1)
-		go func() { done <- cmd.Wait() }()
-		return done, out
-	}
+	dir, home := newHome(t)
 	paired := false
 	for _, shell := range []bool{true, false} {
 		// dash, and many a sh, leave the terminal to the commands.
@@ -414,14 +401,14 @@ func TestSuspended(t *testing.T) {
 		pty.Expect("listening on ")
 		address := strings.TrimSpace(pty.Expect("\n"))
 		if !paired {
-			done, _ := device("url")
+			done, _ := startDevice(t, dir, "url")
 			<-done
 			url, err := os.ReadFile(filepath.Join(dir, "device.url"))
 			if err != nil {
 				t.Fatal(err)
 			}
 			pair := exec.Command("vmux-signer", "pair", "--json", string(url))
-			pair.Env = initial.Env
+			pair.Env = append(os.Environ(), "VMUX_SIGNER_HOME="+home)
 			out, err := pair.StdoutPipe()
 			if err != nil {
 				t.Fatal(err)
@@ -432,7 +419,7 @@ func TestSuspended(t *testing.T) {
 			if _, err := out.Read(make([]byte, 100)); err != nil { // it is open
 				t.Fatal(err)
 			}
-			done, said := device("pair", address)
+			done, said := startDevice(t, dir, "pair", address)
 			if err := <-done; err != nil {
 				t.Fatalf("%v: %s", err, said)
 			}
@@ -441,7 +428,7 @@ func TestSuspended(t *testing.T) {
 			}
 			paired = true
 		}
-		done, out := device("sign", address, "default")
+		done, out := startDevice(t, dir, "sign", address, "default")
 		pty.Expect("Approve? [y/N]")
 		<-time.After(600 * time.Millisecond) // it takes nothing for a moment
 		pty.Type("n")
@@ -465,15 +452,7 @@ func TestSuspended(t *testing.T) {
 			t.Errorf("device: %q", out)
 		}
 		pty.Expect("msg=request")
-		for interrupts := false; !interrupts; { // it is as it was found soon
-			stty := exec.Command("stty", "-a")
-			stty.Stdin = pty.TTY
-			modes, err := stty.Output()
-			if err != nil {
-				t.Fatal(err)
-			}
-			interrupts = strings.Contains(string(modes), "intr = ^C;")
-		}
+		awaitInterrupts(t, pty)
 		pty.Type("\x03")
 		if shell {
 			pty.Expect("ended: 0")
@@ -509,11 +488,7 @@ func answer(pty *ptytest.Terminal, typed, shown string) {
 // the terminal as it was, also when it is interrupted.
 func TestPassphraseAtTerminal(t *testing.T) {
 	t.Parallel()
-	dir, err := os.MkdirTemp("", "v")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
+	dir := shortDir(t)
 	home := filepath.Join(dir, "h")
 	for _, c := range []struct {
 		typed []string
@@ -570,8 +545,8 @@ func TestPassphraseAtTerminal(t *testing.T) {
 	}
 }
 
-// echoes says whether a terminal shows what is typed.
-func echoes(t *testing.T, p *ptytest.Terminal) bool {
+// modes are a terminal's, as stty shows them.
+func modes(t *testing.T, p *ptytest.Terminal) string {
 	t.Helper()
 	stty := exec.Command("stty", "-a")
 	stty.Stdin = p.TTY
@@ -579,5 +554,19 @@ func echoes(t *testing.T, p *ptytest.Terminal) bool {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return slices.Contains(strings.Fields(string(out)), "echo")
+	return string(out)
+}
+
+// echoes says whether a terminal shows what is typed.
+func echoes(t *testing.T, p *ptytest.Terminal) bool {
+	t.Helper()
+	return slices.Contains(strings.Fields(modes(t, p)), "echo")
+}
+
+// awaitInterrupts waits until Ctrl-C is a signal again: a question gives the
+// terminal back as it was found soon after its end.
+func awaitInterrupts(t *testing.T, p *ptytest.Terminal) {
+	t.Helper()
+	for !strings.Contains(modes(t, p), "intr = ^C;") {
+	}
 }

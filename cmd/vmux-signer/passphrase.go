@@ -15,7 +15,6 @@ import (
 
 	"vmux.app/toolkit/internal/cli"
 	"vmux.app/toolkit/internal/keyfile"
-	"vmux.app/toolkit/internal/safetext"
 	"vmux.app/toolkit/internal/signer"
 )
 
@@ -50,23 +49,26 @@ func givenPassphrase(c *cli.Context) ([]byte, error) {
 }
 
 // readPassphrase reads the first line of a file. A pipe may be named too, as a
-// shell's <(...) is one; a file must be its owner's alone.
+// shell's <(...) is one; a private one must be its owner's alone.
 func readPassphrase(path string, private bool) ([]byte, error) {
+	failed := func(err error) error {
+		return cli.Fail(cli.ExitFailed, "look at the path and the permissions: ls -l "+cli.Quote(path), fmt.Errorf("the passphrase cannot be read: %w", err))
+	}
 	f, err := os.Open(path)
 	if err != nil {
-		return nil, err
+		return nil, failed(err)
 	}
 	defer f.Close()
 	fi, err := f.Stat()
 	if err != nil {
-		return nil, err
+		return nil, failed(err)
 	}
 	if private && fi.Mode().IsRegular() && fi.Mode().Perm()&0o077 != 0 {
-		return nil, &cli.UsageError{Problem: fmt.Sprintf("%s is open to others (mode %04o)", path, fi.Mode().Perm()), Hint: "chmod 600 " + path}
+		return nil, &cli.UsageError{Problem: fmt.Sprintf("%s is open to others (mode %04o)", path, fi.Mode().Perm()), Hint: "chmod 600 " + cli.Quote(path)}
 	}
 	b, err := io.ReadAll(io.LimitReader(f, keyfile.MaxPassphrase+3)) // with \r\n, and one too many
 	if err != nil {
-		return nil, err
+		return nil, failed(err)
 	}
 	line, rest, _ := bytes.Cut(b, []byte("\n"))
 	line = bytes.TrimSuffix(line, []byte("\r"))
@@ -144,6 +146,7 @@ func newPassphrase(c *cli.Context, flag, none string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
+	defer clear(again)
 	if !bytes.Equal(p, again) {
 		return nil, &cli.UsageError{Problem: "the two passphrases differ", Hint: "nothing was changed; try again"}
 	}
@@ -223,55 +226,5 @@ func lock(c *cli.Context) error {
 		return err
 	}
 	cli.From(c).Notef("locked: nothing is shown or signed until the passphrase is given")
-	return nil
-}
-
-// maxState bounds the line that names the connected devices, in characters.
-const maxState = 8000
-
-// showStatus prints how the signer is. One that does not run is Offline, which is
-// an answer.
-func showStatus(c *cli.Context) error {
-	h, err := openHome(c)
-	if err != nil {
-		return err
-	}
-	st, err := h.Status(c.Context)
-	if errors.Is(err, signer.ErrNotRunning) {
-		s, err := h.Read()
-		if err != nil {
-			return err
-		}
-		st = signer.Status{State: signer.Offline, Devices: []string{}, Locked: s.Locked(), Failures: s.Failures, AppLock: "off"}
-	} else if err != nil {
-		return err
-	}
-	cli.From(c).Result(st, func(w io.Writer) {
-		fmt.Fprintln(w, safetext.Line(st.State, maxState))
-		if st.Address != "" {
-			fmt.Fprintf(w, "listening on %s\n", st.Address)
-		}
-		switch {
-		case st.Waiting == 1:
-			fmt.Fprintln(w, "1 request waits for approval")
-		case st.Waiting > 1:
-			fmt.Fprintf(w, "%d requests wait for approval\n", st.Waiting)
-		}
-		switch {
-		case st.Locked:
-			fmt.Fprintln(w, "locked until the passphrase is given: vmux-signer unlock")
-		case st.NeedsPassphrase:
-			fmt.Fprintln(w, "nothing is signed before the passphrase is given: vmux-signer unlock")
-		}
-		switch {
-		case st.Failures == 1:
-			fmt.Fprintln(w, "1 approval has failed")
-		case st.Failures > 1:
-			fmt.Fprintf(w, "%d approvals in a row have failed\n", st.Failures)
-		}
-		if st.AppLock != "off" {
-			fmt.Fprintf(w, "App Lock is %s\n", st.AppLock)
-		}
-	})
 	return nil
 }

@@ -37,11 +37,7 @@ const laptopPin = "SHA256:M01FTCoycGu+I/pf8Tyq3FuZOzmqpV28OMSfRDR+c2M"
 
 func newSurvivor(t *testing.T) *survivor {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "v")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
+	dir := shortDir(t)
 	v := &survivor{t, dir, filepath.Join(dir, "h")}
 	for _, name := range []string{"pass", "next"} {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(name+"\n"), 0o600); err != nil {
@@ -74,11 +70,7 @@ func (v *survivor) write(name, content string) {
 // copied is the same home once more, in another directory.
 func (v *survivor) copied(t *testing.T) *survivor {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "v")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
+	dir := shortDir(t)
 	if out, err := exec.Command("cp", "-a", v.dir+"/.", dir).CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
@@ -372,11 +364,7 @@ func TestKilled(t *testing.T) {
 		n := 0
 		for hit := true; hit; {
 			n++
-			dir, err := os.MkdirTemp("", "v")
-			if err != nil {
-				t.Fatal(err)
-			}
-			t.Cleanup(func() { os.RemoveAll(dir) })
+			dir := shortDir(t)
 			v := &survivor{t, dir, filepath.Join(dir, "h")}
 			hit = v.killed("init --no-passphrase --quiet --name Pocket", n)
 			if _, err := os.Lstat(v.home); err != nil {

@@ -26,11 +26,7 @@ type tpmUser struct {
 
 func newTPMUser(t *testing.T, m *tpmtest.TPM) *tpmUser {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "v")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
+	dir := shortDir(t)
 	m.LockAfter(32, time.Hour)
 	u := &tpmUser{t, dir, m.Path()}
 	u.write("pass", "correct horse")

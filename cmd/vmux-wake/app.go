@@ -20,7 +20,7 @@ func app() *cli.App {
 		Description: "Sends the push that vmux-agent wakes a phone with, by Apple's push service. It needs the key that Apple\n" +
 			"gives to developers of the phone's app, and the device token that the phone has sent.",
 		Flags: []cli.Flag{
-			&cli.StringFlag{Name: "phone", Usage: "push to the paired phone called `NAME`"},
+			&cli.StringFlag{Name: "phone", Usage: "push to the paired phone called `NAME`, or with this pin"},
 			&cli.StringFlag{Name: "key", Usage: "authorize with the push key in `FILE`", TakesFile: true, DefaultText: "~/.ssh/vmux-apns.p8, else ~/.config/vmux/apns-key.p8"},
 			&cli.StringFlag{Name: "key-id", Usage: "whose id is `ID`, 10 characters"},
 			&cli.StringFlag{Name: "team-id", Usage: "of the developer team `ID`, 10 characters"},

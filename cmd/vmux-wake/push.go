@@ -73,7 +73,7 @@ func choose(c *cli.Context, config store.Config) (*store.Phone, error) {
 	case len(able) == 1:
 		return &able[0], nil
 	case len(able) > 1:
-		return nil, cli.Fail(cli.ExitUsage, "name the one you mean: vmux-wake --phone NAME", fmt.Errorf("%d phones can be pushed to", len(able)))
+		return nil, cli.Fail(cli.ExitUsage, "name one by its name or pin, as in: vmux-wake --phone "+able[0].Pin, fmt.Errorf("%d phones can be pushed to", len(able)))
 	case config.Wake.DeviceToken != "":
 		return nil, nil
 	case len(state.Phones) == 0:

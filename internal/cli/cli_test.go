@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"syscall"
 	"testing"
@@ -216,6 +217,19 @@ func TestVersion(t *testing.T) {
 	var v versionInfo
 	if err := json.Unmarshal([]byte(stdout), &v); exit != 0 || stderr != "" || err != nil || v.Name != "vmux-test" || v.Version == "" || v.OS == "" {
 		t.Errorf("exit %d, %q, %q, %v", exit, stdout, stderr, err)
+	}
+}
+
+// The Makefile has the linker set the version. It says nothing when there is no such variable.
+func TestLinkedVersion(t *testing.T) { // not parallel: the variable
+	defer func(was string) { version = was }(version)
+	version = "9.8.7"
+	if exit, stdout, _ := run(t, "--version"); exit != 0 || !strings.HasPrefix(stdout, "vmux-test 9.8.7 (") {
+		t.Errorf("exit %d, %q", exit, stdout)
+	}
+	b, err := os.ReadFile("../../Makefile")
+	if want := "-X " + reflect.TypeFor[TUI]().PkgPath() + ".version=$(VERSION)"; err != nil || !strings.Contains(string(b), want) {
+		t.Errorf("the Makefile has no %s, %v", want, err)
 	}
 }
 

@@ -194,6 +194,9 @@ func TestWake(t *testing.T) {
 	if v, _ := r.wake(0); v.Push.Phone != "Pocket" {
 		t.Errorf("the phone's token is not used: %+v", v)
 	}
+	if v, _ := r.wake(0, "--phone", phonePin); v.Push.Phone != "Pocket" {
+		t.Errorf("by its pin: %+v", v)
+	}
 	if v, _ := r.wake(0, "--phone", "Mute"); v.Push.Phone != "Mute" || v.Push.DeviceToken != "00aa" {
 		t.Errorf("the setting is not used: %+v", v)
 	}
@@ -429,7 +432,9 @@ func TestWakeBadInput(t *testing.T) {
 			args: wake("--phone", "Pocket"), exit: 7, problem: "no phone has sent a device token", hint: "--device-token TOKEN"},
 		{name: "another name", prepare: paired(pushPhone("Pocket", phonePin, "00", "a", "sandbox")), args: wake("--phone", "Other"), exit: 2, problem: `no paired phone is called "Other"`, hint: "vmux-pair --list"},
 		{name: "two phones", prepare: paired(pushPhone("Pocket", phonePin, "00", "a", "sandbox"), pushPhone("Other", otherPin, "01", "a", "sandbox")),
-			args: wake(), exit: 2, problem: "2 phones can be pushed to", hint: "--phone NAME"},
+			args: wake(), exit: 2, problem: "2 phones can be pushed to", hint: "--phone " + phonePin},
+		{name: "two phones of a name", prepare: paired(pushPhone("Pocket", phonePin, "00", "a", "sandbox"), pushPhone("Pocket", otherPin, "01", "a", "sandbox")),
+			args: wake("--phone", "Pocket"), exit: 2, problem: "2 phones can be pushed to", hint: "--phone " + phonePin},
 		{name: "damaged token", prepare: state(`{"version":1,"phones":[` + pushPhone("Pocket", phonePin, "0", "a", "sandbox") + `]}`), args: wake(), exit: 7, once: true, problem: "no phone is paired", hint: "vmux-pair"},
 
 		{name: "no key", args: wake("--device-token", "00"), exit: 2, problem: "there is no push key, neither ", hint: "chmod 600 "},

@@ -14,11 +14,9 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/x509"
-	"encoding/binary"
 	"encoding/pem"
 	"errors"
 	"fmt"
-	"io"
 	"math/big"
 
 	"golang.org/x/crypto/ssh"
@@ -40,8 +38,10 @@ const (
 
 // Errors of a key file.
 var (
-	ErrDamaged    = errors.New("not a private key that can be used here")
-	ErrPassphrase = errors.New("wrong passphrase")
+	ErrDamaged = errors.New("not a private key that can be used here")
+	// ErrPassphrase says that a passphrase is wrong. A TPM adds to the text how many
+	// more wrong ones lock it.
+	ErrPassphrase = tpm.ErrWrongAuth
 	ErrType       = errors.New("the key type is neither ecdsa nor ed25519")
 	ErrTooLong    = fmt.Errorf("a passphrase has at most %d bytes", MaxPassphrase)
 )
@@ -276,7 +276,7 @@ func parseHeader(text []byte) (header, error) {
 	case len(h.Private) == 0 || len(h.Private)%aes.BlockSize != 0:
 		return header{}, errors.New("its encrypted part is cut off")
 	}
-	rounds, err := roundsOf([]byte(h.Options))
+	rounds, err := roundsOf(h.Options)
 	if err != nil {
 		return header{}, err
 	}
@@ -287,18 +287,13 @@ func parseHeader(text []byte) (header, error) {
 }
 
 // roundsOf reads the options of bcrypt: a salt and the number of rounds.
-func roundsOf(options []byte) (uint32, error) {
-	r := bytes.NewReader(options)
-	var n uint32
-	if err := binary.Read(r, binary.BigEndian, &n); err != nil || n == 0 || int64(n) > int64(r.Len()) {
-		return 0, errors.New("its options of bcrypt are cut off or have no salt")
+func roundsOf(options string) (uint32, error) {
+	var o struct {
+		Salt   string
+		Rounds uint32
 	}
-	if _, err := r.Seek(int64(n), io.SeekCurrent); err != nil {
-		return 0, err
+	if err := ssh.Unmarshal([]byte(options), &o); err != nil || o.Salt == "" {
+		return 0, errors.New("its options of bcrypt are damaged or have no salt")
 	}
-	if r.Len() != 4 {
-		return 0, errors.New("its options of bcrypt are too long or cut off")
-	}
-	err := binary.Read(r, binary.BigEndian, &n)
-	return n, err
+	return o.Rounds, nil
 }

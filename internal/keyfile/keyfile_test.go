@@ -409,9 +409,18 @@ func TestOpenRefuses(t *testing.T) {
 	if k, err := f.Open([]byte("pw")); !errors.Is(err, ErrDamaged) || k != nil {
 		t.Errorf("P-384 inside: %v, %v", k, err)
 	}
+	// A passphrase beyond the bound is none, even where somebody else has used it.
+	long := strings.Repeat("x", MaxPassphrase+1)
+	text, _ := made(t, long, "-t", "ed25519", "-a", "1")
+	if f, err = Parse(text); err != nil {
+		t.Fatal(err)
+	}
+	if k, err := f.Open([]byte(long)); !errors.Is(err, ErrPassphrase) || k != nil {
+		t.Errorf("a passphrase that is too long: %v, %v", k, err)
+	}
 	// What is encrypted is not sealed (PROTOCOL.key): one byte can be another one, as
 	// of the comment, but the key is the file's or none.
-	text, _ := made(t, "secret", "-t", "ed25519", "-a", "1")
+	text, _ = made(t, "secret", "-t", "ed25519", "-a", "1")
 	o := outerOf(t, text)
 	opened := 0
 	for i := range o.Private {
@@ -464,7 +473,7 @@ func FuzzParse(f *testing.F) {
 			if err := ssh.Unmarshal(b, &o); err != nil {
 				t.Fatal(err)
 			}
-			if rounds, err := roundsOf([]byte(o.Options)); err != nil || rounds > maxRounds {
+			if rounds, err := roundsOf(o.Options); err != nil || rounds > maxRounds {
 				t.Fatalf("%d rounds, %v", rounds, err)
 			} else if rounds > 4 {
 				return // for the sake of time

@@ -58,16 +58,9 @@ func (f *File) openTPM(passphrase []byte) (crypto.Signer, error) {
 		return nil, ErrPassphrase
 	}
 	if err := f.hardware.Check(f.Device, passphrase); err != nil {
-		return nil, passphraseError(err)
+		return nil, err
 	}
 	return &inTPM{f.hardware, f.Device, bytes.Clone(passphrase)}, nil
-}
-
-func passphraseError(err error) error {
-	if errors.Is(err, tpm.ErrWrongAuth) {
-		return ErrPassphrase
-	}
-	return err
 }
 
 // reprotectTPM gives the same key under another passphrase. The old file goes on
@@ -83,7 +76,7 @@ func (f *File) reprotectTPM(old, passphrase []byte) ([]byte, error) {
 	}
 	k, err := f.hardware.ChangeAuth(f.Device, old, passphrase)
 	if err != nil {
-		return nil, passphraseError(err)
+		return nil, err
 	}
 	return k.Marshal(), nil
 }

@@ -4,8 +4,10 @@ package store
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 	"log/slog"
+	"os"
 	"path/filepath"
 	"reflect"
 	"strings"
@@ -93,8 +95,9 @@ func TestConfigDefaults(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if checkName(c.Name) != nil || strings.Contains(c.Name, ".") {
-		t.Errorf("name %q", c.Name)
+	host, err := os.Hostname()
+	if name, _, _ := strings.Cut(host, "."); c.Name != name && (err == nil && checkName(name) == nil || c.Name != "computer") {
+		t.Errorf("the name is %q on the host %q, %v", c.Name, host, err)
 	}
 	c.Name = ""
 	want := Config{"/home/u/.ssh/vmux-agent.sock", "", slog.LevelInfo, time.Minute, policy.Policy{Default: policy.Ask}, Certificate{8 * time.Hour, 15 * time.Second, 24 * time.Hour, true}, Wake{}}
@@ -104,8 +107,21 @@ func TestConfigDefaults(t *testing.T) {
 	if _, err := LoadConfig(path, false, env("HOME", "")); !errors.Is(err, ErrNoHome) {
 		t.Errorf("without HOME: %v", err)
 	}
-	if _, err := LoadConfig(path, true, env()); !errors.Is(err, fs.ErrNotExist) {
+	if _, err := LoadConfig(path, true, env()); !errors.Is(err, fs.ErrNotExist) || err.Error() != path+": there is no such file" {
 		t.Errorf("explicit: %v", err)
+	}
+}
+
+// What is just within the bounds is taken; TestConfigErrors has what is beyond.
+func TestConfigBounds(t *testing.T) {
+	t.Parallel()
+	for _, c := range [][2]string{
+		{"deadline", "5s"}, {"deadline", "110s"}, {"name", "x"}, {"name", strings.Repeat("x", MaxName)},
+		{"certificate.min-validity", "5s"}, {"certificate.max-validity", "366d"},
+	} {
+		if err := new(Config).Set(env(), c[0], c[1], "--"+c[0]); err != nil {
+			t.Error(err)
+		}
 	}
 }
 
@@ -126,6 +142,7 @@ func TestConfigErrors(t *testing.T) {
 		{"name = \"a\\u202Eb\"", 1, "name", "cannot be shown", ""},
 		{"log-level = \"loud\"", 1, "log-level", `"loud" is no log level`, "debug, info, warn or error"},
 		{"[certificate]\nvalidity = \"1x\"", 2, "certificate.validity", "is no length of time", "8h"},
+		{"[certificate]\nmin-validity = \"4s\"", 2, "certificate.min-validity", "out of range", "5s to 366d"},
 		{"[certificate]\nmax-validity = \"367d\"", 2, "certificate.max-validity", "out of range", "366d"},
 		{"[certificate]\nmin-validity = \"5500ms\"", 2, "certificate.min-validity", "part of a second", "8h"},
 		{"[certificate]\nafter-pairing = \"true\"", 2, "certificate.after-pairing", "neither yes nor no", "yes or no"},
@@ -140,6 +157,7 @@ func TestConfigErrors(t *testing.T) {
 		{"policy.default = true", 1, "policy.default", "no text", "ask or refuse"},
 		{"\n[sleep]\n", 2, "sleep", "no setting", ""},
 		{"[wake]\nkey = \"apns.p8\"", 2, "wake.key", `"apns.p8" is not an absolute path`, "~/.ssh/vmux-apns.p8"},
+		{"  [wake]\n  key = \"apns.p8\"", 2, "wake.key", "is not an absolute path", ""},
 		{"[wake]\nkey-id = \"abc\"", 2, "wake.key-id", `"abc" is not 10 capital letters and digits`, "ABC123DEFG"},
 		{"[wake]\nteam-id = \"abc\"", 2, "wake.team-id", "is not 10 capital letters and digits", "DEF123GHIJ"},
 		{"[wake]\ntopic = \"a b\"", 2, "wake.topic", "is no bundle id", "com.example.app"},
@@ -162,6 +180,13 @@ func TestConfigErrors(t *testing.T) {
 		}
 		if e.File != path || e.Line != c.line || e.Key != c.key || !strings.Contains(e.Problem, c.problem) || !strings.Contains(e.Want, c.want) {
 			t.Errorf("%q: %+v", c.file, e)
+		}
+		where := path
+		if c.line > 0 {
+			where = fmt.Sprintf("%s:%d", path, c.line)
+		}
+		if e.Error() != where+": "+e.Problem {
+			t.Errorf("%q: %v", c.file, e)
 		}
 	}
 	path := filepath.Join(t.TempDir(), "vmux.toml")

@@ -301,7 +301,8 @@ func TryLock(path string) (unlock func(), err error) {
 	}, nil
 }
 
-// WriteFile is writeFile for others. Error: *UnwritableError.
+// WriteFile replaces the file path by a private one with content b. After a crash or a power failure there is the old
+// one or the new one, whole. Error: *UnwritableError.
 func WriteFile(path string, b []byte) error {
 	if err := writeFile(path, b); err != nil {
 		return &UnwritableError{path, err}

@@ -97,6 +97,7 @@ func TestLinkKeyRefusesWhatIsNone(t *testing.T) {
 		t.Fatal(err)
 	}
 	good := pkcs8(t, p256)
+	block, _ := pem.Decode([]byte(good))
 	for name, content := range map[string]string{
 		"empty":     "",
 		"garbage":   "garbage",
@@ -104,9 +105,9 @@ func TestLinkKeyRefusesWhatIsNone(t *testing.T) {
 		"ed25519":   pkcs8(t, ed),
 		"cut":       good[:len(good)/2],
 		"two keys":  good + good,
-		"wrong PEM": string(pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: []byte{1}})),
+		"wrong PEM": string(pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: block.Bytes})),
 		"not DER":   string(pem.EncodeToMemory(&pem.Block{Type: pemType, Bytes: []byte{1}})),
-		"header":    string(pem.EncodeToMemory(&pem.Block{Type: pemType, Headers: map[string]string{"a": "b"}, Bytes: []byte{1}})),
+		"header":    string(pem.EncodeToMemory(&pem.Block{Type: pemType, Headers: map[string]string{"a": "b"}, Bytes: block.Bytes})),
 		"too large": good + string(make([]byte, maxKeyFile)),
 	} {
 		t.Run(name, func(t *testing.T) {

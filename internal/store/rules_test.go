@@ -111,6 +111,7 @@ func TestRuleErrors(t *testing.T) {
 		{"\n[[policy.rule]]\naction = \"ask\"\n", 2, "policy.default", "is missing", "before the rules"},
 		{"[[policy.rule]]\naction = \"ask\"\n\n[policy]\n", 4, "policy.default", "is missing", ""},
 		{"policy = {}\n", 1, "policy.default", "is missing", ""},
+		{"\"policy\" = {}\n", 0, "policy.default", "is missing", ""},
 		{"[policy]\nforwarded = \"ask\"\n", 2, "policy.forwarded", "no setting", ""}, // before what is missing
 		{"policy = \"ask\"", 1, "policy", "no setting", "policy.default"},
 		{"[[policy]]\naction = \"ask\"", 0, "policy", "no setting", "[[policy.rule]]"},

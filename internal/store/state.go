@@ -3,6 +3,7 @@
 package store
 
 import (
+	"cmp"
 	"encoding/base64"
 	"errors"
 	"fmt"
@@ -78,8 +79,12 @@ func (s *State) Phone(pin string) *Phone {
 	return &s.Phones[i]
 }
 
-// Named returns the phones that have this name; two phones may.
+// Named returns the phones that a user means by name: the one with this pin, else those that are called so, which
+// several phones may be.
 func (s *State) Named(name string) []Phone {
+	if p := s.Phone(name); p != nil {
+		return []Phone{*p}
+	}
 	var found []Phone
 	for _, p := range s.Phones {
 		if p.Name == name {
@@ -238,7 +243,7 @@ func (p *Phone) check() error {
 	if n := len(p.Keys); n > MaxKeys {
 		return &InvalidError{"cachedKeys", fmt.Sprintf("%d are more than %d", n, MaxKeys)}
 	}
-	err := first(text("name", p.Name, MaxName), checkPin(p.Pin), checkAddress("address", p.Address),
+	err := cmp.Or(text("name", p.Name, MaxName), checkPin(p.Pin), checkAddress("address", p.Address),
 		checkAddress("fixedAddress", p.FixedAddress), text("instance", p.Instance, MaxText),
 		text("software", p.Software, MaxText), blob("caKey", p.CAKey))
 	if err != nil {
@@ -251,7 +256,7 @@ func (p *Phone) check() error {
 		return within("deviceToken", err)
 	}
 	for i, k := range p.Keys {
-		err := first(text("algorithm", k.Algorithm, MaxName), text("comment", k.Comment, MaxText),
+		err := cmp.Or(text("algorithm", k.Algorithm, MaxName), text("comment", k.Comment, MaxText),
 			text("providerKind", k.ProviderKind, MaxName), text("displayName", k.DisplayName, MaxText),
 			blob("publicKeyBlob", k.Blob))
 		if err == nil && len(k.Blob) == 0 {
@@ -269,15 +274,6 @@ func within(where string, err error) error {
 		return &InvalidError{where + ", " + e.Field, e.Reason}
 	}
 	return err
-}
-
-func first(errs ...error) error {
-	for _, err := range errs {
-		if err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 func text(field, s string, limit int) error {

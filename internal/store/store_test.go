@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -64,12 +65,16 @@ func conform(t *testing.T, open func(t *testing.T) Keeper) {
 	t.Run("round trip", func(t *testing.T) {
 		t.Parallel()
 		k := open(t)
-		want := somePhone()
-		if err := k.Update(func(s *State) error { s.Put(want); return nil }); err != nil {
+		most := somePhone() // each field has as much as it may
+		most.Name, most.Pin = strings.Repeat("x", MaxName), pinB
+		most.Address, most.Instance, most.Software = strings.Repeat("x", MaxText-2)+":1", strings.Repeat("x", MaxText), strings.Repeat("x", MaxText)
+		most.CAKey, most.Keys[0].Blob, most.Keys[0].Comment = make([]byte, MaxBlob), make([]byte, MaxBlob), strings.Repeat("x", MaxText)
+		want := []Phone{somePhone(), most}
+		if err := k.Update(func(s *State) error { s.Put(want[0]); s.Put(want[1]); return nil }); err != nil {
 			t.Fatal(err)
 		}
 		s, err := k.Load()
-		if err != nil || !reflect.DeepEqual(s.Phones, []Phone{want}) {
+		if err != nil || !reflect.DeepEqual(s.Phones, want) {
 			t.Errorf("Load = %+v, %v, want %+v", s.Phones, err, want)
 		}
 	})
@@ -362,7 +367,7 @@ func TestModes(t *testing.T) {
 			s, path := newFile(t)
 			write(t, path, content, mode)
 			for name, err := range map[string]error{"Load": second(s.Load()), "Update": s.Update(func(*State) error { return nil })} {
-				if e, ok := errors.AsType[*ModeError](err); !ok || e.Path != path || e.Mode != mode || e.Dir {
+				if e, ok := errors.AsType[*ModeError](err); !ok || e.Path != path || e.Mode != mode || e.Dir || e.Error() != fmt.Sprintf("%s is open to other users (mode %#o)", path, mode) {
 					t.Errorf("%s = %v", name, err)
 				}
 			}
@@ -383,6 +388,21 @@ func TestModes(t *testing.T) {
 	}
 }
 
+// A phone is named by its name, which another one may have, or by its pin, which another one may be called.
+func TestNamed(t *testing.T) {
+	t.Parallel()
+	s := State{Phones: []Phone{{Name: "Pocket", Pin: pinA}, {Name: "Pocket", Pin: pinB}, {Name: pinA, Pin: "SHA256:C"}}}
+	for name, want := range map[string][]string{"Pocket": {pinA, pinB}, pinA: {pinA}, pinB: {pinB}, "SHA256:C": {"SHA256:C"}, "pocket": nil, "": nil} {
+		var got []string
+		for _, p := range s.Named(name) {
+			got = append(got, p.Pin)
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("%q: %q, want %q", name, got, want)
+		}
+	}
+}
+
 func second(_ State, err error) error { return err }
 
 func TestForeignOwner(t *testing.T) {
@@ -396,7 +416,7 @@ func TestForeignOwner(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, err := s.Load()
-	if e, ok := errors.AsType[*ModeError](err); !ok || e.Owner != 12345 {
+	if e, ok := errors.AsType[*ModeError](err); !ok || e.Owner != 12345 || e.Error() != path+" belongs to user 12345, not to user 0" {
 		t.Errorf("Load = %v", err)
 	}
 }

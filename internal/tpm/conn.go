@@ -29,9 +29,6 @@ type channel interface {
 	close()
 }
 
-// errLate is the error of a channel whose time is over.
-var errLate = errors.New("does not answer")
-
 // turns has a channel for each device, with its only element taken by who uses it: TPMs without a resource manager
 // (a socket, /dev/tpm0) have room for what one call loads.
 var turns sync.Map
@@ -91,12 +88,7 @@ func (c *conn) Send(command []byte) ([]byte, error) {
 		if err == nil {
 			err = c.check(response)
 		}
-		switch {
-		case err == nil:
-		case errors.Is(err, errLate):
-			c.broken = fmt.Errorf("%w: %s does not answer", ErrNoTPM, c.device)
-			continue
-		default:
+		if err != nil {
 			c.broken = fmt.Errorf("%w: %s %w", ErrNoTPM, c.device, err)
 			continue
 		}

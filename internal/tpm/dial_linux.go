@@ -140,6 +140,9 @@ func (d *device) close() {
 	_ = unix.Close(d.fd)
 }
 
+// errLate is the error of a channel whose time is over.
+var errLate = errors.New("does not answer")
+
 // gone is the error of a TPM that was there.
 func gone(err error) error {
 	switch {

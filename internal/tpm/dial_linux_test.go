@@ -314,9 +314,11 @@ func TestStrangers(t *testing.T) {
 		}
 		m.Restart()
 	}
-	w := tap(t, "", func(int, []byte, func([]byte) []byte) []byte { return []byte("\x80\x01\x00\x00\x00\x0a") })
-	err := use(w.path, soon, func(c *conn) error { _, err := c.root(); return err })
-	want(t, err, ErrNoTPM, "does not answer")
+	for _, part := range []string{"\x80\x01\x00\x00\x00\x0a", "\x80\x01\x00\x00\x00\x14\x00\x00\x00\x00ab"} {
+		w := tap(t, "", func(int, []byte, func([]byte) []byte) []byte { return []byte(part) })
+		err := use(w.path, soon, func(c *conn) error { _, err := c.root(); return err })
+		want(t, err, ErrNoTPM, w.path+" does not answer")
+	}
 }
 
 // Whatever is wrong with a response, no wrong signature and no panic comes of it.

@@ -64,8 +64,9 @@ func template(x, y []byte) tpm2.TPMTPublic {
 	}
 }
 
-// newKey takes the two parts apart from each other only as far as they can be checked without the TPM: the public part
-// is our template with a point of the curve. It keeps both slices. Its error goes on from "… is".
+// newKey makes a key of its two parts, of which it checks what can be checked without the TPM: the public part is our
+// template with a point of the curve, the private part has a length that can be. It keeps both slices. Its error goes on
+// from "… is".
 func newKey(public, private []byte) (*Key, error) {
 	// The two empty coordinates are at the end, two bytes of length each.
 	all := tpm2.Marshal(template(nil, nil))
@@ -116,7 +117,7 @@ func (k *Key) Marshal() []byte {
 }
 
 // Parse reads what Marshal wrote, byte for byte; it takes no other key that the format allows, such as one of another
-// tool with other attributes. At most 4096 bytes are looked at. Errors: ErrFormat.
+// tool with other attributes, or of more than 4096 bytes. Errors: ErrFormat.
 func Parse(file []byte) (*Key, error) {
 	if len(file) > maxFile {
 		return nil, fmt.Errorf("%w: %d bytes", ErrFormat, len(file))

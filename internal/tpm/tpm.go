@@ -39,7 +39,7 @@ var (
 	// something else than a TPM. The text says which.
 	ErrNoTPM = errors.New("no usable TPM")
 	// ErrWrongAuth says that the passphrase is wrong. The text says how many more wrong ones lock the TPM, if it tells.
-	ErrWrongAuth = errors.New("wrong passphrase for the TPM's key")
+	ErrWrongAuth = errors.New("wrong passphrase")
 	// ErrLockout says that the TPM takes no passphrase, right or wrong, because of earlier wrong ones. The text says for
 	// how long at most, if the TPM tells.
 	ErrLockout = errors.New("the TPM is locked after wrong passphrases")

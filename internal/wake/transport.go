@@ -13,14 +13,13 @@ import (
 	"net"
 	"net/http"
 	"net/url"
-	"os"
 	"strconv"
 	"strings"
 	"time"
 
 	"github.com/go-json-experiment/json"
-	"golang.org/x/sys/unix"
 
+	"vmux.app/toolkit/internal/store"
 	"vmux.app/toolkit/internal/wake/apns"
 )
 
@@ -86,17 +85,12 @@ func readRoots(path string) (*x509.CertPool, error) {
 	wrong := func(problem string, err error) error {
 		return &apns.OptionError{Option: "wake.ca-file", Problem: problem, Err: err, Want: "--ca-file FILE, with a certificate in PEM (-----BEGIN CERTIFICATE-----)"}
 	}
-	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0) // a pipe does not hold the process
-	if err != nil {
+	b, err := store.ReadFile(path, maxCAFile)
+	switch {
+	case errors.Is(err, store.ErrTooLarge):
+		return nil, wrong(fmt.Sprintf("%s is %v", path, err), err)
+	case err != nil:
 		return nil, wrong(fmt.Sprintf("cannot be read: %v", err), err)
-	}
-	defer f.Close()
-	if fi, err := f.Stat(); err != nil || !fi.Mode().IsRegular() {
-		return nil, wrong(path+" is no regular file", err)
-	}
-	b, err := io.ReadAll(io.LimitReader(f, maxCAFile+1))
-	if err != nil || len(b) > maxCAFile {
-		return nil, wrong(fmt.Sprintf("%s cannot be read, or has more than %d bytes", path, maxCAFile), err)
 	}
 	roots := x509.NewCertPool()
 	if !roots.AppendCertsFromPEM(b) {
