@@ -16,6 +16,7 @@ import (
 	"vmux.app/toolkit/internal/agent"
 	"vmux.app/toolkit/internal/cli"
 	"vmux.app/toolkit/internal/control"
+	"vmux.app/toolkit/internal/envelope"
 	"vmux.app/toolkit/internal/networks"
 	"vmux.app/toolkit/internal/oslog"
 	"vmux.app/toolkit/internal/phone"
@@ -115,7 +116,7 @@ func serve(c *cli.Context, passed []net.Listener, log *slog.Logger, level *slog.
 		return err
 	}
 	sessions := session.New(session.Options{Authority: authority{phones}, Log: log,
-		MinValidity: config.Certificate.MinValidity, MaxValidity: config.Certificate.MaxValidity})
+		MinValidity: config.Certificate.MinValidity, MaxValidity: config.Certificate.MaxValidity, MaxPrincipals: envelope.MaxPrincipals})
 	defer sessions.Close()
 	sweepJobs(log)
 	started := time.Now()

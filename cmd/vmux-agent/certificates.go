@@ -10,6 +10,7 @@ import (
 	"maps"
 	"os/user"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -61,7 +62,7 @@ func (a authority) Certify(ctx context.Context, public ssh.PublicKey, s session.
 	peer, _ := ctx.Value(askerKey{}).(agent.Peer)
 	about := claims(peer, "certificate", nil)
 	about.Reason, about.Limits = s.Reason, s.Scope.Limits()
-	return a.phones.Certify(ctx, "", envelope.CertificateRequest{
+	r := envelope.CertificateRequest{
 		PublicKeyBlob:   public.Marshal(),
 		Identity:        s.Identity,
 		Principals:      s.Principals,
@@ -70,7 +71,20 @@ func (a authority) Certify(ctx context.Context, public ssh.PublicKey, s session.
 		CriticalOptions: options(s.CriticalOptions),
 		Extensions:      options(s.Extensions),
 		Context:         about,
-	})
+	}
+	if err := fits(r); err != nil {
+		return nil, nil, err
+	}
+	return a.phones.Certify(ctx, "", r)
+}
+
+// fits says what of a request the link does not carry, which is for the user to change: session allows more.
+func fits(r envelope.CertificateRequest) error {
+	r.CreatedAt = envelope.At(time.Now())
+	if _, err := envelope.Encode(envelope.Envelope{Payload: &r}); err != nil {
+		return &session.SpecError{Field: "request", Why: strings.TrimPrefix(err.Error(), string(r.Type())+": ")}
+	}
+	return nil
 }
 
 func options(m map[string]string) []envelope.Option {

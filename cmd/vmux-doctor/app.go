@@ -179,7 +179,7 @@ func examine(c *cli.Context, e doctor.Env, ids []string) error {
 	t := cli.From(c)
 	if e.Host != "" {
 		// Before anything appears on the phone.
-		t.Notef("logging in to %s, which the phone asks its owner about unless a session certificate does", e.Host)
+		t.Notef("logging in to %s: the phone asks its owner, unless a session certificate gets in", e.Host)
 	}
 	start := time.Now()
 	waiting := t.Waiting("the checks to end", doctor.Longest(checks))

@@ -19,7 +19,8 @@ func app() *cli.App {
 		Name:  "vmux-signer",
 		Usage: "keep SSH keys and sign what their owner approves",
 		Description: `The phone's part on any computer: it answers the vmux-agent of paired devices.
-The home is $VMUX_SIGNER_HOME, else $XDG_DATA_HOME/vmux-signer. Keys in it are encrypted with a passphrase.`,
+The home is $VMUX_SIGNER_HOME, else vmux-signer in $XDG_DATA_HOME or ~/.local/share. Keys in it are
+encrypted with a passphrase.`,
 		Commands: []*cli.Command{
 			{
 				Name: "init", Usage: "make the home: keys, certificate authority, name",

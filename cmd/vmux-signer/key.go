@@ -5,6 +5,7 @@ package main
 import (
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"text/tabwriter"
 
@@ -164,6 +165,7 @@ func keyRemove(c *cli.Context) error {
 		return err
 	}
 	o := objectOf(k)
+	before, _ := h.PublicKeys() // also of a key that is not used since others can read it
 	if err := h.RemoveKey(label); err != nil {
 		_ = changed(c, h) // it may be disabled by now; the error that matters is err
 		return err
@@ -172,7 +174,9 @@ func keyRemove(c *cli.Context) error {
 	cli.From(c).Result(map[string]any{"removed": o}, func(w io.Writer) {
 		keys, _ := h.PublicKeys() // it is there, unless RemoveKey has warned
 		for _, k := range keys {
-			if k.Removed && line(k.Public, k.Label) == o.PublicKey {
+			if k.Removed && slices.ContainsFunc(before, func(was signer.PublicKey) bool {
+				return !was.Removed && was.Label == label && line(was.Public, "") == line(k.Public, "")
+			}) {
 				fmt.Fprint(w, listOf([]signer.PublicKey{k}).Text)
 			}
 		}

@@ -195,7 +195,7 @@ func advice() []row {
 
 		// knownhosts
 		as(ExitUsage, func(*knownhosts.UnknownError) string {
-			return "connect to it once with ssh, or give its fingerprint: --host SHA256:..."
+			return "connect to it once with ssh, give the HostName:PORT that ssh -G NAME shows, or a fingerprint: --host SHA256:..."
 		}),
 		as(ExitUsage, func(*knownhosts.FingerprintError) string { return "see the fingerprint: ssh-keygen -l -F HOST" }),
 
@@ -234,7 +234,7 @@ func advice() []row {
 
 		// session
 		is(errMismatch, ExitFailed, "do not trust the phone before you know why; its log has the request"),
-		is(errRequest, ExitUsage, "see the limits: vmux-cert --help, and vmux.toml(5)"),
+		is(errRequest, ExitUsage, "see the limits: man vmux-cert, man vmux.toml"),
 		is(session.ErrTooMany, ExitFailed, "end some: vmux-cert list, then vmux-cert drop SERIAL"),
 
 		// transport

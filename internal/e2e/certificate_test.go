@@ -504,10 +504,23 @@ func TestCertificateUsage(t *testing.T) {
 	d, p := certifying(t)
 	d.write("empty", "", 0o600)
 	d.write("two.pub", strings.Repeat(d.ok("ssh-add", "-L"), 2), 0o600)
+	several := func(n int, flag, format string) (args []string) {
+		for i := range n {
+			args = append(args, flag, fmt.Sprintf(format, i))
+		}
+		return args
+	}
+	hosts := several(16, "--host", "SHA256:%042dA")
 	for _, tt := range []struct {
 		args    []string
 		problem string
 	}{
+		// What the link does not carry.
+		{several(17, "--principal", "p%d"), "principals: 17 are more than 16"},
+		{append(hosts, "--uses", "1"), "17 limits, more than 16"},
+		{[]string{"--principal", strings.Repeat("p", 129)}, "more than 128"},
+		{[]string{"--force-command", strings.Repeat("c", 1025)}, "more than 1024"},
+		{[]string{"--reason", strings.Repeat("r", 1025)}, "more than 1024"},
 		{[]string{"--validity", "soon"}, "--validity"},
 		{[]string{"--validity", "0"}, "--validity"},
 		{[]string{"--validity", "1500ms"}, "--validity"},
@@ -524,7 +537,7 @@ func TestCertificateUsage(t *testing.T) {
 		{[]string{"--principal", "a", "--principal", "a"}, "principal"},
 		{[]string{"--key-id", "a\nb"}, "key id"},
 		{[]string{"--reason", "a\x1b[2J"}, "reason"},
-		{[]string{"--host", "nowhere.example"}, `"nowhere.example" is not in known_hosts`},
+		{[]string{"--host", "nowhere.example"}, "\"nowhere.example\" is not in known_hosts\nhint: connect to it once with ssh, give the HostName:PORT that ssh -G NAME shows"},
 		{[]string{"--host", "SHA256:short"}, "fingerprint"},
 		{[]string{"--identity", "nobody's"}, `"nobody's"`},
 		{[]string{"--min-remaining", "later"}, "--min-remaining"},
