@@ -217,10 +217,11 @@ func TestThreat_T09_NameIsTaken(t *testing.T) {
 	t.Parallel()
 	r := serve(t, testHome(t), yes{})
 	d, double := newDevice(t, "vm"), newDevice(t, "vm")
+	alike := newDevice(t, "vm\ufe0f\u3164") // what is behind it does not show
 	for _, c := range []struct {
 		d    *device
 		want string
-	}{{d, ""}, {d, ""}, {double, "vm-2"}} {
+	}{{d, ""}, {d, ""}, {double, "vm-2"}, {alike, "vm-3"}} {
 		w := openWindow(t, r, "")
 		_, err := c.d.pair(t.Context(), r, nil, func(context.Context, string) (string, error) {
 			_, code, _ := strings.Cut(<-w.codes, "/")
