@@ -365,6 +365,14 @@ func TestForget(t *testing.T) {
 	if d, err := h.Forget("a"); err != nil || d.Name != "a" {
 		t.Error(d, err)
 	}
+	// A pin is one device's, whatever another one calls itself.
+	_, err = h.Update(func(s *State) error {
+		_, err := s.addDevice(pins[1].String(), transport.Pin{3}, time.Now())
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
 	if d, err := h.Forget(pins[1].String()); err != nil || d.Name != "b" {
 		t.Error(d, err)
 	}
