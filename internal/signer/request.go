@@ -108,7 +108,11 @@ func (s *server) report(ctx context.Context, start time.Time, e *Event, err erro
 	if err != nil {
 		refuse()
 	}
-	if failed := s.recordAnswer(e); failed != nil {
+	tooMany, failed := s.recordAnswer(e)
+	if tooMany {
+		level = slog.LevelDebug
+	}
+	if failed != nil {
 		s.log.Error("audit", "reason", failed)
 		if err == nil {
 			err = failed // what was signed is not given
