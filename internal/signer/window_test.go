@@ -240,6 +240,38 @@ func TestThreat_T09_NameIsTaken(t *testing.T) {
 	}
 }
 
+// T09: a window that was open while the computer slept is closed when its time is
+// over, although no timer has run.
+func TestThreat_T09_WindowAfterSleep(t *testing.T) {
+	t.Parallel()
+	var clock later
+	r := serveWith(t, testHome(t), Options{Approver: yes{}, Now: clock.now})
+	d := newDevice(t, "laptop")
+	u := pairing.NewURL(d.name, d.id.Pin())
+	for _, c := range []struct {
+		url    string
+		secret []byte
+		want   error
+	}{{"", nil, ErrWindowExpired}, {u.String(), u.Secret[:], ErrURLExpired}} {
+		w := openWindow(t, r, c.url)
+		clock.move(DefaultWindow + time.Second)
+		_, err := d.pair(t.Context(), r, c.secret, func(context.Context, string) (string, error) {
+			t.Error("asked for the digits")
+			w.cancel()
+			return "", ErrDenied
+		})
+		if !errors.Is(err, pairing.ErrNoWindow) {
+			t.Errorf("device: %v", err)
+		}
+		if err := <-w.done; !errors.Is(err, c.want) {
+			t.Errorf("owner: %v, want %v", err, c.want)
+		}
+	}
+	if s, err := r.home.Read(); err != nil || len(s.Devices) != 0 {
+		t.Errorf("%v: %+v", err, s.Devices)
+	}
+}
+
 // Who leaves has not declined.
 func TestPairStopped(t *testing.T) {
 	t.Parallel()
