@@ -145,12 +145,16 @@ func (s *server) approve(ctx context.Context, p *Prompt) (*keyfile.Key, error) {
 		}
 		return nil
 	}
+	noes := s.guard.refused()
 	for {
 		if err := s.enter(ctx); err != nil {
 			return nil, err
 		}
 		if k, err := s.show(ctx, p); !errors.Is(err, errShut) {
 			return k, err
+		}
+		if s.guard.refused() != noes { // as in enter
+			return nil, ErrDenied
 		}
 	}
 }

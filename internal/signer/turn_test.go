@@ -87,6 +87,28 @@ func TestThreat_G04_TabAfterTheMinute(t *testing.T) {
 	ends(t, second, "")
 }
 
+// G04: no passphrase at the door is a no for the prompts behind it, too.
+func TestThreat_G04_NoAtTheDoorIsForAll(t *testing.T) {
+	t.Parallel()
+	pty, term := ask80(t, 0)
+	var clock later
+	s := guarded(t, protectedHome(t), Options{Approver: term, AppLock: true, Now: clock.now})
+	wants(t, "unlock", s.unlock(t.Context(), right()), nil)
+	clock.move(appLockIdle / 2)
+	first := start(t.Context(), s, "a", requestAt(s, "work", 1))
+	pty.Expect("work, SHA256")
+	pty.Expect(passphraseQuestion)
+	second := start(t.Context(), s, "b", requestAt(s, FirstKey, 2))
+	pty.Expect("1 more waiting")
+	clock.move(appLockIdle/2 + time.Second)
+	third := start(t.Context(), s, "c", requestAt(s, FirstKey, 3))
+	pty.Expect("Passphrase (empty denies): ")
+	pty.Type("\n")
+	for _, done := range []<-chan result{first, second, third} {
+		ends(t, done, envelope.CodeDenied)
+	}
+}
+
 // dialogs is a program that notes what it is told, and waits for an answer.
 type dialogs struct {
 	dir  string
