@@ -50,7 +50,7 @@ var imports = map[string][]string{
 	"internal/transport/conformance": {"internal/envelope", "internal/transport"},
 	"internal/control":               {"internal/phone", "internal/session"},
 	"internal/session":               {"internal/fingerprint", "internal/process"},
-	"internal/pairing":               {"internal/envelope", "internal/transport"},
+	"internal/pairing":               {"internal/envelope", "internal/safetext", "internal/transport"},
 	"internal/phone":                 {"internal/envelope", "internal/pairing", "internal/store", "internal/transport"},
 	"internal/signer": {"internal/audit", "internal/envelope", "internal/keyfile", "internal/pairing", "internal/safetext", "internal/signed", "internal/store",
 		"internal/tpm", "internal/transport", "internal/transport/dnssd", "internal/transport/lan", "internal/unixsock"},

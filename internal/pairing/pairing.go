@@ -19,10 +19,10 @@ import (
 	"strings"
 	"sync"
 	"time"
-	"unicode"
 	"unicode/utf8"
 
 	"vmux.app/toolkit/internal/envelope"
+	"vmux.app/toolkit/internal/safetext"
 	"vmux.app/toolkit/internal/transport"
 )
 
@@ -517,11 +517,11 @@ func Code(s string) (string, bool) {
 }
 
 // CleanName makes a name from outside fit to be shown and stored: without
-// control, format and other unprintable characters, at most 63 bytes, never
+// control, format and other characters that do not show, at most 63 bytes, never
 // empty.
 func CleanName(s string) string {
 	s = strings.Map(func(r rune) rune {
-		if r == utf8.RuneError || !unicode.IsPrint(r) {
+		if r == utf8.RuneError || !safetext.Visible(r) {
 			return -1
 		}
 		return r

@@ -512,6 +512,7 @@ func TestCleanName(t *testing.T) {
 	t.Parallel()
 	for in, want := range map[string]string{
 		"Mac": "Mac", " Mac ": "Mac", "a\x00b\x1bc\nd": "abcd", "": "unnamed", "\n": "unnamed", "x\u202Ey": "xy",
+		"Mac\ufe0f": "Mac", "M\u3164a\u034fc\U000e0100": "Mac", "\u2800Mac\u17b4": "Mac", "e\u0301": "e\u0301",
 		"\xff\xfe": "unnamed", "Jürgens Mac": "Jürgens Mac", strings.Repeat("ü", 40): strings.Repeat("ü", 31),
 	} {
 		if got := pairing.CleanName(in); got != want {

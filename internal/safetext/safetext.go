@@ -45,7 +45,7 @@ func escape(r rune, raw string) string {
 	switch {
 	case r == utf8.RuneError && len(raw) == 1:
 		return fmt.Sprintf(`\x%02x`, raw[0])
-	case shows(r):
+	case Visible(r):
 		return ""
 	case r <= 0xff:
 		return fmt.Sprintf(`\x%02x`, r)
@@ -56,12 +56,12 @@ func escape(r rune, raw string) string {
 	}
 }
 
-// shows is unicode.IsPrint, which leaves out controls, formats (all bidirectional marks) and line separators, less
-// the letters and symbols that are blank.
-func shows(r rune) bool {
+// Visible says whether a character shows: it is unicode.IsPrint, which leaves out controls, formats (all bidirectional
+// marks) and line separators, less the letters, marks and symbols that are blank, such as variation selectors.
+func Visible(r rune) bool {
 	switch r {
-	case '\u115f', '\u1160', '\u3164', '\uffa0', '\u2800': // Hangul fillers, empty Braille
+	case '\u2800', '\U0001d159': // empty Braille, null notehead
 		return false
 	}
-	return unicode.IsPrint(r)
+	return unicode.IsPrint(r) && !unicode.In(r, unicode.Other_Default_Ignorable_Code_Point, unicode.Variation_Selector)
 }

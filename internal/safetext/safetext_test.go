@@ -24,6 +24,7 @@ func TestLine(t *testing.T) {
 		{"\u009b31m\u0085", 99, `\x9b31m\x85`},
 		{"a\u202eb\u2066\u200f\u061c", 99, `a\u202eb\u2066\u200f\u061c`},
 		{"a\u2028b\u00a0\ufeff\u3164\u2800", 99, `a\u2028b\xa0\ufeff\u3164\u2800`},
+		{"a\ufe0f\U000e0100\u034f\u180b\u17b4\U0001d159", 99, `a\ufe0f\U000e0100\u034f\u180b\u17b4\U0001d159`},
 		{"\U000e0041", 99, `\U000e0041`},
 		{"\xff\xc3", 99, `\xff\xc3`},
 		{"\ufffd", 99, "\ufffd"},

@@ -89,26 +89,33 @@ func NewAskpass(getenv func(string) string) (*Askpass, error) {
 // Approve implements Approver.
 func (a *Askpass) Approve(ctx context.Context, p *Prompt) error {
 	if p.NeedsPassphrase() {
-		return a.passphrase(ctx, p.Text()+"\nPassphrase to approve:", p.Unlock)
+		return a.passphrase(ctx, p.Text()+"\nPassphrase to approve:", p.MayShow, p.Unlock)
 	}
 	if err := a.turn.take(ctx); err != nil {
 		return err
 	}
 	defer a.turn.give()
+	if err := p.MayShow(); err != nil {
+		return err
+	}
 	return a.Ask(ctx, p.Text())
 }
 
 // AskPassphrase implements PassphraseAsker.
 func (a *Askpass) AskPassphrase(ctx context.Context, why string, try func(passphrase []byte) error) error {
-	return a.passphrase(ctx, why+"\n\nPassphrase:", try)
+	return a.passphrase(ctx, why+"\n\nPassphrase:", func() error { return nil }, try)
 }
 
-// passphrase asks until try takes the answer or ends it.
-func (a *Askpass) passphrase(ctx context.Context, text string, try func(passphrase []byte) error) error {
+// passphrase asks until try takes the answer or ends it, if text may be shown when
+// its turn has come.
+func (a *Askpass) passphrase(ctx context.Context, text string, mayShow func() error, try func(passphrase []byte) error) error {
 	if err := a.turn.take(ctx); err != nil {
 		return err
 	}
 	defer a.turn.give()
+	if err := mayShow(); err != nil {
+		return err
+	}
 	for shown := text; ; shown = "Wrong passphrase.\n\n" + text {
 		passphrase, err := a.Secret(ctx, shown)
 		if err == nil {

@@ -63,6 +63,9 @@ func (c *Command) Approve(ctx context.Context, p *Prompt) error {
 		return err
 	}
 	defer c.turn.give()
+	if err := p.MayShow(); err != nil {
+		return err
+	}
 	prompt, err := json.Marshal(jsonOf(p))
 	if err != nil {
 		return fmt.Errorf("cannot describe the request: %w", err)

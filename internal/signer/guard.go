@@ -29,6 +29,9 @@ const (
 
 var errNotOpened = errors.New("the approval did not open the key")
 
+// errShut is why a prompt is not shown when its turn has come.
+var errShut = fmt.Errorf("%w since the request came", ErrLocked)
+
 // guard stands before approvals: it counts those who were not the owner, on disk,
 // and keeps the passphrase if the approver does not ask for it.
 type guard struct {
@@ -133,12 +136,32 @@ func (g *guard) refused() int {
 	return g.noes
 }
 
-// approve asks the owner, and opens the prompt's key.
+// approve asks the owner, and opens the prompt's key. A prompt that was shut in
+// while it waited for its turn goes to the door again.
 func (s *server) approve(ctx context.Context, p *Prompt) (*keyfile.Key, error) {
-	g := s.guard
-	if err := s.enter(ctx); err != nil {
-		return nil, err
+	p.mayShow = func() error {
+		if s.shut() != "" {
+			return errShut
+		}
+		return nil
 	}
+	noes := s.guard.refused()
+	for {
+		if err := s.enter(ctx); err != nil {
+			return nil, err
+		}
+		if k, err := s.show(ctx, p); !errors.Is(err, errShut) {
+			return k, err
+		}
+		if s.guard.refused() != noes { // as in enter
+			return nil, ErrDenied
+		}
+	}
+}
+
+// show has the approver ask the owner, and opens the prompt's key.
+func (s *server) show(ctx context.Context, p *Prompt) (*keyfile.Key, error) {
+	g := s.guard
 	protected := s.current().ca.Encrypted || p.file.Encrypted
 	if protected && g.asker == nil {
 		return s.approveHeld(ctx, p)

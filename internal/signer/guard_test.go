@@ -749,6 +749,32 @@ func TestThreat_G04_WithdrawnAtTheDoor(t *testing.T) {
 	})
 }
 
+// T06: nothing is signed after the owner has locked the signer, also of what was
+// approved and waits for its host key to be remembered.
+func TestThreat_T06_LockedWhileSigning(t *testing.T) {
+	t.Parallel()
+	h := protectedHome(t)
+	synctest.Test(t, func(t *testing.T) {
+		s := guarded(t, h, Options{Approver: yes{}, Passphrase: right()})
+		release, err := h.lock()
+		if err != nil {
+			t.Fatal(err)
+		}
+		done := start(t.Context(), s, "a", hostLogin(s, "work", 1, hostSigner(t, true), "prod"))
+		synctest.Wait()
+		if len(s.prompts.open) != 0 || len(done) != 0 {
+			t.Fatal("it does not wait for the home")
+		}
+		wants(t, "lock", s.lock(), nil)
+		release()
+		ends(t, done, envelope.CodeLocked)
+		s.memory.Wait()
+		if got := remembered(t, h); got != "" {
+			t.Errorf("remembered\n%s", got)
+		}
+	})
+}
+
 // What the owner has locked asks for the passphrase once, also without App Lock.
 func TestLockWithoutAppLock(t *testing.T) {
 	t.Parallel()

@@ -326,14 +326,14 @@ func TestDevices(t *testing.T) {
 		{"laptop", 2, "laptop-2"}, // known pin: the same row
 		{"desk", 1, "desk"},       // renamed
 		{"laptop", 4, "laptop"},   // free again
-		{"\x1b[2J", 5, "[2J"}, {"\n", 6, "unnamed"},
+		{"\x1b[2J", 5, "[2J"}, {"\n", 6, "unnamed"}, {"desk\U000e0100", 9, "desk-2"},
 		{long, 7, long}, {long, 8, strings.Repeat("ä", 30) + "-2"},
 	} {
 		if got := add(c.name, c.pin); got != c.want {
 			t.Errorf("%q of pin %d is called %q, want %q", c.name, c.pin, got, c.want)
 		}
 	}
-	if len(s.Devices) != 8 {
+	if len(s.Devices) != 9 {
 		t.Errorf("%d devices", len(s.Devices))
 	}
 	for i := range 60 {
@@ -364,6 +364,14 @@ func TestForget(t *testing.T) {
 	}
 	if d, err := h.Forget("a"); err != nil || d.Name != "a" {
 		t.Error(d, err)
+	}
+	// A pin is one device's, whatever another one calls itself.
+	_, err = h.Update(func(s *State) error {
+		_, err := s.addDevice(pins[1].String(), transport.Pin{3}, time.Now())
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
 	}
 	if d, err := h.Forget(pins[1].String()); err != nil || d.Name != "b" {
 		t.Error(d, err)

@@ -34,7 +34,9 @@ var (
 // approves, ErrDenied when not, ErrNotRecognized when somebody else may have
 // answered, and the context's error as soon as the request is withdrawn or has
 // expired; the prompt is gone by then. When the prompt needs the passphrase, nil
-// counts after a successful Unlock only. Approve is called from many goroutines.
+// counts after a successful Unlock only. An Approver that has prompts wait for each
+// other shows one only after its MayShow has returned nil when its turn has come, and
+// returns that error otherwise. Approve is called from many goroutines.
 type Approver interface {
 	Approve(ctx context.Context, p *Prompt) error
 }
@@ -57,7 +59,17 @@ type Prompt struct {
 	expires atomic.Int64  // Unix nanoseconds
 	file    *keyfile.File // of the key that an approval uses
 	// unlock opens the key that an approval uses, nil when that takes no passphrase.
-	unlock func(passphrase []byte) error
+	unlock  func(passphrase []byte) error
+	mayShow func() error
+}
+
+// MayShow says whether the prompt may be shown now: approvals may have been locked
+// since Approve was called.
+func (p *Prompt) MayShow() error {
+	if p.mayShow == nil {
+		return nil
+	}
+	return p.mayShow()
 }
 
 // NeedsPassphrase says whether an approval takes the passphrase, for Unlock.

@@ -29,7 +29,8 @@ const (
 
 // A device can cause refusals without anybody seeing them, and withdraw what it has
 // shown. So that it cannot push others out of the log, so many of the first are
-// recorded, and so many of the second shown, in each such time.
+// recorded and logged, and so many of the second shown, in each such time. Of its
+// links as many are logged as of the first.
 const (
 	maxUnseen  = 30
 	maxVain    = 120
@@ -71,6 +72,7 @@ type unseen struct {
 	times int
 	left  int // not recorded
 	vain  int
+	links int
 }
 
 // ask has the owner asked, and records that he is about to be. Without the record
@@ -111,24 +113,25 @@ func (s *server) notVain(pin string) {
 	u.vain = max(0, u.vain-1)
 }
 
-// recordAnswer records what becomes of a request. A signature is given when that is
-// on the disk only.
-func (s *server) recordAnswer(e *Event) error {
-	r := e.record
-	r.Event, r.Outcome, r.Reason = recordDecision, e.Outcome, e.Reason
+// recordAnswer records what becomes of a request, unless it is one of too many. A
+// signature is given when that is on the disk only.
+func (s *server) recordAnswer(e *Event) (tooMany bool, err error) {
+	pin := e.record.Pin
 	if e.Outcome == outcomeSigned {
-		s.notVain(r.Pin)
+		s.notVain(pin)
 	}
 	if !e.shown && e.Outcome != outcomeSigned {
-		more, ok := s.unseenTurn(r.Pin)
+		more, ok := s.unseenTurn(pin)
 		if !ok {
-			return nil
+			return true, nil
 		}
 		if more > 0 {
-			r.Reason = fmt.Sprintf("%s (%d more like it were not recorded)", r.Reason, more)
+			e.Reason = fmt.Sprintf("%s (%d more like it were not recorded)", e.Reason, more)
 		}
 	}
-	return s.home.record(r, e.Outcome == outcomeSigned)
+	r := e.record
+	r.Event, r.Outcome, r.Reason = recordDecision, e.Outcome, e.Reason
+	return false, s.home.record(r, e.Outcome == outcomeSigned)
 }
 
 // unseenTurn says whether a refusal that nobody saw is recorded, and how many were
@@ -145,6 +148,15 @@ func (s *server) unseenTurn(pin string) (more int, ok bool) {
 	return more, true
 }
 
+// linkTurn says whether a link is logged.
+func (s *server) linkTurn(pin string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	u := s.unseenLocked(pin)
+	u.links++
+	return u.links <= maxUnseen
+}
+
 // unseenLocked is the device's count in the present time.
 func (s *server) unseenLocked(pin string) *unseen {
 	if s.unseen == nil {
@@ -157,7 +169,7 @@ func (s *server) unseenLocked(pin string) *unseen {
 	}
 	now := s.now()
 	if since := now.Sub(u.since); since > unseenTime || since < 0 {
-		u.since, u.times, u.vain = now, 0, 0
+		u.since, u.times, u.vain, u.links = now, 0, 0, 0
 	}
 	return u
 }

@@ -3,6 +3,7 @@
 package signer
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"log/slog"
@@ -133,10 +134,13 @@ func TestNothingIsSignedUnrecorded(t *testing.T) {
 	}
 }
 
-// A device cannot push others out of the log by what nobody sees.
+// A device cannot push others out of the log by what nobody sees, nor fill the
+// signer's own.
 func TestUnseenRefusalsAreBounded(t *testing.T) {
 	t.Parallel()
 	s := testServer(t, yes{})
+	var log bytes.Buffer
+	s.log = slog.New(slog.NewTextHandler(&log, nil))
 	now := time.Now()
 	s.now = func() time.Time { return now }
 	begin := len(recorded(t, s.home))
@@ -154,6 +158,35 @@ func TestUnseenRefusalsAreBounded(t *testing.T) {
 	got := strings.Split(strings.TrimSpace(recorded(t, s.home)[begin:]), "\n")
 	if len(got) != maxUnseen+1 || !strings.HasSuffix(got[maxUnseen], "(120 more like it were not recorded)") {
 		t.Errorf("%d lines, the last one %q", len(got), got[len(got)-1])
+	}
+	said := strings.Split(strings.TrimSpace(log.String()), "\n")
+	if len(said) != maxUnseen+1 || !strings.HasSuffix(said[len(said)-1], `(120 more like it were not recorded)"`) {
+		t.Errorf("%d lines are logged, the last one %q", len(said), said[len(said)-1])
+	}
+}
+
+// Nor can it do that by links that come and go.
+func TestLinksInTheLogAreBounded(t *testing.T) {
+	t.Parallel()
+	var log bytes.Buffer
+	now := time.Now()
+	r := serveWith(t, testHome(t), Options{Approver: yes{}, Log: slog.New(slog.NewTextHandler(&log, nil)), Now: func() time.Time { return now }})
+	d := newDevice(t, "laptop")
+	pairByURL(t, r, d)
+	for range 2 * maxUnseen {
+		l, err := d.link(t, r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.expect(EventConnected)
+		l.Close()
+		r.expect(EventDisconnected)
+	}
+	r.stop()
+	for _, msg := range []string{"msg=connected ", "msg=disconnected "} {
+		if n := strings.Count(log.String(), msg); n != maxUnseen {
+			t.Errorf("%s %d times", msg, n)
+		}
 	}
 }
 

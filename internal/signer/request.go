@@ -108,7 +108,11 @@ func (s *server) report(ctx context.Context, start time.Time, e *Event, err erro
 	if err != nil {
 		refuse()
 	}
-	if failed := s.recordAnswer(e); failed != nil {
+	tooMany, failed := s.recordAnswer(e)
+	if tooMany {
+		level = slog.LevelDebug
+	}
+	if failed != nil {
 		s.log.Error("audit", "reason", failed)
 		if err == nil {
 			err = failed // what was signed is not given
@@ -257,8 +261,8 @@ func (s *server) fresh(pin transport.Pin, id string, created time.Time) (now, ex
 }
 
 // stillAsked says whether an approved request may go on: it was not withdrawn,
-// is not too old, and its device is paired. A timer does not run while the
-// computer sleeps, so the clock is asked too.
+// is not too old, its device is paired, and the owner has not locked the signer. A
+// timer does not run while the computer sleeps, so the clock is asked too.
 func (s *server) stillAsked(ctx context.Context, pin transport.Pin, expires time.Time) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
@@ -268,6 +272,9 @@ func (s *server) stillAsked(ctx context.Context, pin transport.Pin, expires time
 	}
 	if _, ok := s.current().state.Device(pin); !ok {
 		return errUnpaired
+	}
+	if s.guard.isClosed() { // no prompt is left that could be withdrawn
+		return ErrLocked
 	}
 	return nil
 }

@@ -172,7 +172,8 @@ type link struct {
 	pin    transport.Pin
 	from   net.Addr
 	cancel context.CancelCauseFunc
-	up     bool // it has said hello; guarded by server.mu
+	level  slog.Level // of what is logged of it
+	up     bool       // it has said hello; guarded by server.mu
 }
 
 // Serve serves a home until ctx ends, which is no error. Errors: ErrServing,
@@ -609,7 +610,7 @@ func (s *server) serveLink(ctx context.Context, c *transport.Conn) {
 	err := transport.Serve(ctx, c, s.hello(), func(ctx context.Context, id string, req envelope.Payload) (envelope.Payload, error) {
 		return s.handle(ctx, l.pin, id, req)
 	}, func() []envelope.Payload {
-		s.greeted(l, device)
+		s.greeted(ctx, l, device)
 		return s.tell
 	})
 	if cause := context.Cause(ctx); err == nil && cause != nil && !errors.Is(cause, context.Canceled) {
@@ -627,16 +628,19 @@ func (s *server) serveLink(ctx context.Context, c *transport.Conn) {
 		s.log.Debug("a device has not said hello", attrs...)
 		return
 	}
-	s.log.Info("disconnected", attrs...)
+	s.log.Log(context.WithoutCancel(ctx), l.level, "disconnected", attrs...)
 	s.event(e)
 }
 
 // greeted notes that a device has said hello.
-func (s *server) greeted(l *link, device Device) {
+func (s *server) greeted(ctx context.Context, l *link, device Device) {
 	s.mu.Lock()
 	l.up = true
 	s.mu.Unlock()
-	s.log.Info("connected", "device", device.Name, "address", l.from)
+	if l.level = slog.LevelInfo; !s.linkTurn(device.Pin) {
+		l.level = slog.LevelDebug
+	}
+	s.log.Log(context.WithoutCancel(ctx), l.level, "connected", "device", device.Name, "address", l.from)
 	s.event(Event{Event: EventConnected, Device: device.Name})
 }
 

@@ -304,9 +304,10 @@ func (h *Home) writeState(s *State) error {
 func (h *Home) Forget(device string) (Device, error) {
 	var gone Device
 	_, err := h.Update(func(s *State) error {
-		i := slices.IndexFunc(s.Devices, func(d Device) bool { return d.Name == device })
+		// The pin first: a device may call itself by another one's.
+		i := slices.IndexFunc(s.Devices, func(d Device) bool { return d.Pin == device })
 		if i < 0 {
-			i = slices.IndexFunc(s.Devices, func(d Device) bool { return d.Pin == device })
+			i = slices.IndexFunc(s.Devices, func(d Device) bool { return d.Name == device })
 		}
 		if i < 0 {
 			return fmt.Errorf("%w: %s", ErrNoDevice, device)

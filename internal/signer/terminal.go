@@ -83,7 +83,9 @@ type ask struct {
 	// unlock checks a passphrase, which is the answer then, and overwrites it. It is
 	// nil for a yes or no.
 	unlock func(passphrase []byte) error
-	door   bool // nothing else may be shown before it is answered
+	// mayShow says whether it may be shown when its turn has come, nil for always.
+	mayShow func() error
+	door    bool // nothing else may be shown before it is answered
 	// interrupts says that Ctrl-C is not for the question but interrupts as ever.
 	interrupts bool
 	bell       bool // to be rung once
@@ -164,7 +166,8 @@ func (t *Terminal) watch() {
 
 // Approve implements Approver.
 func (t *Terminal) Approve(ctx context.Context, p *Prompt) error {
-	a := &ask{ctx: ctx, pages: p.pages, heading: p.Heading(), name: "Approve?", question: "Approve? [y/N] ", expires: p.Expires, bell: true}
+	a := &ask{ctx: ctx, pages: p.pages, heading: p.Heading(), name: "Approve?", question: "Approve? [y/N] ", expires: p.Expires,
+		mayShow: p.MayShow, bell: true}
 	if p.NeedsPassphrase() {
 		a.question, a.unlock = "Passphrase to approve", p.Unlock
 	}
@@ -304,6 +307,7 @@ func (t *Terminal) lookLocked() (done bool) {
 			t.finishLocked(a, err)
 		}
 	}
+	t.holdBackLocked()
 	switch {
 	case t.closed:
 		t.restoreLocked()
@@ -318,6 +322,17 @@ func (t *Terminal) lookLocked() (done bool) {
 		t.refreshLocked()
 	}
 	return false
+}
+
+// holdBackLocked ends the first questions that must not be shown.
+func (t *Terminal) holdBackLocked() {
+	for len(t.asks) > 0 && t.asks[0] != t.shown && t.asks[0].mayShow != nil {
+		err := t.asks[0].mayShow()
+		if err == nil {
+			return
+		}
+		t.finishLocked(t.asks[0], err)
+	}
 }
 
 // finishLocked answers a question and takes it away. The outcome is shown if the

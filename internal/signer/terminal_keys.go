@@ -116,7 +116,10 @@ func (t *Terminal) nextLocked() bool {
 		return false
 	}
 	t.asks = append(t.asks[1:], t.asks[0])
-	t.showLocked()
+	t.holdBackLocked()
+	if t.shown != t.asks[0] {
+		t.showLocked()
+	}
 	return true
 }
 

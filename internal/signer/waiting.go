@@ -160,7 +160,7 @@ func (ps *prompts) join(k promptKey, p *Prompt, expires time.Time) (*openPrompt,
 			}, errSessionDenied)
 		}
 		switch {
-		case errors.Is(err, ErrDenied):
+		case errors.Is(err, ErrDenied) && ctx.Err() == nil: // not along with another one
 			ps.refused.add(k.device, time.Now())
 		case err == nil:
 			delete(ps.refused, k.device)

@@ -98,6 +98,34 @@ func TestThreat_N02_WithdrawnPromptsCount(t *testing.T) {
 	})
 }
 
+// N02: the owner's one no about a login counts once, however many keys it was asked
+// for with.
+func TestThreat_N02_DenialOfALoginCountsOnce(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		a := newAnswers()
+		s := testServer(t, a)
+		for i := range byte(freeRefusals - 1) {
+			one := start(t.Context(), s, fmt.Sprint("one", i), request(s, "work", i))
+			q := <-a.asked
+			two := start(t.Context(), s, fmt.Sprint("two", i), request(s, FirstKey, i))
+			<-a.asked
+			q.reply <- ErrDenied
+			ends(t, one, envelope.CodeDenied)
+			ends(t, two, envelope.CodeDenied)
+			s.prompts.wait()
+		}
+		done := start(t.Context(), s, "next", request(s, "work", 99))
+		synctest.Wait()
+		if len(a.asked) == 0 {
+			t.Errorf("held up after %d denials: %v", freeRefusals-1, (<-done).err)
+			return
+		}
+		(<-a.asked).reply <- nil
+		ends(t, done, "")
+	})
+}
+
 // N02: a no is for the login, whichever key was asked for; a yes is for the key
 // that was shown, and other logins are left alone.
 func TestThreat_N02_DenialIsForTheLogin(t *testing.T) {

@@ -57,6 +57,7 @@ type window struct {
 	url     *pairing.URL // for that device only, nil for digits
 	confirm func(context.Context, Asking) error
 	ctx     context.Context // of who opened it
+	end     time.Time       // of ctx by the clock on the wall, zero for none
 	begun   chan struct{}   // closed when it is used up
 	result  chan outcome    // of who did that; has room for it
 
@@ -75,6 +76,9 @@ func (s *server) pair(ctx context.Context, url *pairing.URL, opened func(), conf
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	w := &window{url: url, confirm: confirm, ctx: ctx, begun: make(chan struct{}), result: make(chan outcome, 1)}
+	if end, ok := ctx.Deadline(); ok {
+		w.end = end.Round(0)
+	}
 	s.mu.Lock()
 	if s.window != nil {
 		s.mu.Unlock()
@@ -142,12 +146,24 @@ func (s *server) closeWindow(w *window) {
 	}
 }
 
+// lateLocked says whether the time of the open window is over, and ends it then: its
+// timer does not run while the computer sleeps.
+func (s *server) lateLocked(w *window) bool {
+	if w.end.IsZero() || s.now().Before(w.end) {
+		return false
+	}
+	s.window = nil
+	close(w.begun)
+	w.result <- outcome{err: context.DeadlineExceeded} // has room: whoever closes begun sends the one outcome
+	return true
+}
+
 // take gives the window to the first device that uses it up. settle is as for
 // servePairing.
 func (s *server) take(w *window, settle func() bool) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.window != w {
+	if s.window != w || s.lateLocked(w) {
 		return pairing.ErrNoWindow
 	}
 	if !settle() { // a connection that ends must not take the window with it
@@ -168,7 +184,7 @@ func (s *server) take(w *window, settle func() bool) error {
 func (s *server) try(w *window, settle func() bool) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.window != w {
+	if s.window != w || s.lateLocked(w) {
 		return pairing.ErrNoWindow
 	}
 	if !settle() {

@@ -217,10 +217,11 @@ func TestThreat_T09_NameIsTaken(t *testing.T) {
 	t.Parallel()
 	r := serve(t, testHome(t), yes{})
 	d, double := newDevice(t, "vm"), newDevice(t, "vm")
+	alike := newDevice(t, "vm\ufe0f\u3164") // what is behind it does not show
 	for _, c := range []struct {
 		d    *device
 		want string
-	}{{d, ""}, {d, ""}, {double, "vm-2"}} {
+	}{{d, ""}, {d, ""}, {double, "vm-2"}, {alike, "vm-3"}} {
 		w := openWindow(t, r, "")
 		_, err := c.d.pair(t.Context(), r, nil, func(context.Context, string) (string, error) {
 			_, code, _ := strings.Cut(<-w.codes, "/")
@@ -236,6 +237,38 @@ func TestThreat_T09_NameIsTaken(t *testing.T) {
 		if w.asking.Device != "vm" || w.asking.StoredAs != c.want || c.want != "" && w.device.Name != c.want {
 			t.Errorf("asked %+v, stored as %q, want %q", w.asking, w.device.Name, c.want)
 		}
+	}
+}
+
+// T09: a window that was open while the computer slept is closed when its time is
+// over, although no timer has run.
+func TestThreat_T09_WindowAfterSleep(t *testing.T) {
+	t.Parallel()
+	var clock later
+	r := serveWith(t, testHome(t), Options{Approver: yes{}, Now: clock.now})
+	d := newDevice(t, "laptop")
+	u := pairing.NewURL(d.name, d.id.Pin())
+	for _, c := range []struct {
+		url    string
+		secret []byte
+		want   error
+	}{{"", nil, ErrWindowExpired}, {u.String(), u.Secret[:], ErrURLExpired}} {
+		w := openWindow(t, r, c.url)
+		clock.move(DefaultWindow + time.Second)
+		_, err := d.pair(t.Context(), r, c.secret, func(context.Context, string) (string, error) {
+			t.Error("asked for the digits")
+			w.cancel()
+			return "", ErrDenied
+		})
+		if !errors.Is(err, pairing.ErrNoWindow) {
+			t.Errorf("device: %v", err)
+		}
+		if err := <-w.done; !errors.Is(err, c.want) {
+			t.Errorf("owner: %v, want %v", err, c.want)
+		}
+	}
+	if s, err := r.home.Read(); err != nil || len(s.Devices) != 0 {
+		t.Errorf("%v: %+v", err, s.Devices)
 	}
 }
 
