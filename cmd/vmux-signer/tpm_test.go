@@ -92,7 +92,7 @@ func TestTPMCommands(t *testing.T) {
 	u.says("key add soft --type ed25519 --passphrase-file pass", 0, `\Assh-ed25519 \S+ soft\n\z`, `\A\z`)
 	u.says("key add x --provider tpm --type ed25519 --passphrase-file pass", 2, `\A\z`,
 		`\Aerror: a TPM has keys of type ecdsa only\nhint: leave out --type, or write --provider file\n\z`)
-	u.says("key add x --provider tpm --passphrase-file wrong", 1, `\A\z`, `\Aerror: wrong passphrase\nhint: `)
+	u.says("key add x --provider tpm --passphrase-file wrong", 1, `\A\z`, `\Aerror: wrong passphrase; the TPM locks after \d+ more\nhint: `)
 	u.says("key add x --provider tpm", 2, `\A\z`, `\Aerror: .*encrypted.*\nhint: run it in a terminal`)
 	list := func(names ...string) {
 		t.Helper()
@@ -120,9 +120,9 @@ func TestTPMCommands(t *testing.T) {
 	m.Stop()
 	u.says("passphrase --passphrase-file pass --new-passphrase-file next", 1, `\A\z`, `\Aerror: no usable TPM: .*\nhint: see what there is`)
 	m.Restart()
-	u.says("passphrase --passphrase-file wrong --new-passphrase-file next", 1, `\A\z`, `\Aerror: wrong passphrase\nhint: `)
+	u.says("passphrase --passphrase-file wrong --new-passphrase-file next", 1, `\A\z`, `\Aerror: wrong passphrase; the TPM locks after \d+ more\nhint: `)
 	u.says("passphrase --passphrase-file pass --new-passphrase-file next", 0, `\A\z`, `\Athe keys have the new passphrase`)
-	u.says("key add x --provider tpm --passphrase-file pass", 1, `\A\z`, `\Aerror: wrong passphrase\n`)
+	u.says("key add x --provider tpm --passphrase-file pass", 1, `\A\z`, `\Aerror: wrong passphrase; the TPM locks after \d+ more\n`)
 	u.says("key add another --provider tpm --passphrase-file next", 0, ` another\n`, `\A\z`)
 	list("another", "default", "hard", "soft")
 

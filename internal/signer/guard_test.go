@@ -419,7 +419,7 @@ func TestOtherErrorsDoNotCount(t *testing.T) {
 			if string(p) == "broken" {
 				return nil, keyfile.ErrDamaged
 			}
-			return openKey(f, p)
+			return f.Open(p)
 		}
 		done := start(t.Context(), s, "a", request(s, "work", 1))
 		q := <-o.asked
@@ -824,7 +824,7 @@ func TestKeyOfALateApproval(t *testing.T) {
 		var key *keyfile.Key
 		s.openKey = func(f *keyfile.File, p []byte) (*keyfile.Key, error) {
 			var err error
-			key, err = openKey(f, p)
+			key, err = f.Open(p)
 			return key, err
 		}
 		ctx, cancel := context.WithCancel(t.Context())
@@ -972,7 +972,7 @@ func TestSharedPromptKey(t *testing.T) {
 		s := guarded(t, h, Options{Approver: o})
 		var opened []*keyfile.Key
 		s.openKey = func(f *keyfile.File, p []byte) (*keyfile.Key, error) {
-			k, err := openKey(f, p)
+			k, err := f.Open(p)
 			if err == nil {
 				opened = append(opened, k)
 			}
@@ -1035,7 +1035,7 @@ func TestWithdrawnWhileThePassphraseIsChecked(t *testing.T) {
 		s.openKey = func(f *keyfile.File, p []byte) (*keyfile.Key, error) {
 			<-look
 			var err error
-			key, err = openKey(f, p)
+			key, err = f.Open(p)
 			return key, err
 		}
 		ctx, cancel := context.WithCancel(t.Context())

@@ -223,10 +223,10 @@ func TestKeyFiles(t *testing.T) {
 	if err != nil || !f.Encrypted {
 		t.Fatalf("encrypted key: %v", err)
 	}
-	if _, err := openKey(f, []byte("wrong")); !errors.Is(err, ErrPassphrase) {
+	if _, err := f.Open([]byte("wrong")); !errors.Is(err, ErrPassphrase) {
 		t.Errorf("wrong passphrase: %v", err)
 	}
-	if k, err := openKey(f, []byte("secret")); err != nil || !bytes.Equal(k.PublicKey().Marshal(), f.Public.Marshal()) {
+	if k, err := f.Open([]byte("secret")); err != nil || !bytes.Equal(k.PublicKey().Marshal(), f.Public.Marshal()) {
 		t.Errorf("right passphrase: %v", err)
 	}
 }
@@ -434,7 +434,7 @@ func TestShown(t *testing.T) {
 			t.Errorf("shown(%q) = %q, want %q", c.in, got, c.want)
 		}
 	}
-	if got := some(slices.Repeat([]string{"x"}, 5), 2); got != "x, x and 3 more" {
+	if got := some(slices.Repeat([]string{"x"}, 5)); got != "x, x and 3 more" {
 		t.Error(got)
 	}
 }

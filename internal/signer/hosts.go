@@ -537,7 +537,7 @@ func (v *Verified) warnings() []Field {
 		before = fmt.Sprintf("the %d approved before, last:", first.Keys)
 	}
 	fields := []Field{
-		{warning, fmt.Sprintf("%s %s another host key than %s", some(same, 2), has, before)},
+		{warning, fmt.Sprintf("%s %s another host key than %s", some(same), has, before)},
 		{warning, first.Fingerprint + " on " + first.Last},
 	}
 	switch n := len(other) - len(same); {
@@ -591,5 +591,5 @@ func since(list []Known) string {
 		}
 		parts = append(parts, part)
 	}
-	return some(parts, 2)
+	return some(parts)
 }

@@ -8,7 +8,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
 
 	"golang.org/x/crypto/ssh"
 
@@ -93,15 +92,6 @@ func (h *Home) keys(s *State) ([]Key, error) {
 		}
 		keys = append(keys, h.key(s, label))
 	}
-	slices.SortFunc(keys, func(a, b Key) int {
-		switch {
-		case a.Label < b.Label:
-			return -1
-		case a.Label > b.Label:
-			return 1
-		}
-		return 0
-	})
 	return keys, nil
 }
 
@@ -216,21 +206,12 @@ func (h *Home) CheckPassphrase(passphrase []byte) error {
 	case !ca.Encrypted && len(passphrase) > 0:
 		return ErrNotProtected
 	}
-	k, err := openKey(ca, passphrase)
+	k, err := ca.Open(passphrase)
 	if err != nil {
 		return err
 	}
 	k.Wipe()
 	return nil
-}
-
-// openKey opens a key file. Errors: ErrPassphrase, keyfile.ErrDamaged.
-func openKey(f *keyfile.File, passphrase []byte) (*keyfile.Key, error) {
-	k, err := f.Open(passphrase)
-	if errors.Is(err, keyfile.ErrPassphrase) {
-		return nil, ErrPassphrase
-	}
-	return k, err
 }
 
 // EnableKey enables or disables an identity. Error: ErrNoKey.

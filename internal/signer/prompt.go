@@ -25,7 +25,7 @@ var (
 	ErrNotRecognized = errors.New("the owner was not recognized")
 	// ErrPassphrase says that a passphrase is not the right one. It counts as
 	// ErrNotRecognized does.
-	ErrPassphrase = errors.New("wrong passphrase")
+	ErrPassphrase = keyfile.ErrPassphrase
 	// ErrLocked says that nothing is approved until the passphrase is given.
 	ErrLocked = errors.New("approvals are locked until the passphrase is given")
 )
@@ -202,7 +202,7 @@ func (p *Prompt) Fields() (verified, claimed []Field) {
 		verified = append(verified, p.known()...)
 	}
 	if n := len(v.Hops); n > 0 {
-		verified = append(verified, Field{"forwarded", fmt.Sprintf("through %s: %s", hosts(n), some(v.Hops, 2))})
+		verified = append(verified, Field{"forwarded", fmt.Sprintf("through %s: %s", hosts(n), some(v.Hops))})
 	}
 	verified = append(verified,
 		Field{"device", shown(v.Device, maxShown)},
@@ -265,7 +265,7 @@ func (p *Prompt) origin() (claimed []Field) {
 		claimed = append(claimed, Field{"host key", c.HostKey})
 	}
 	if n := len(c.Hops); n > 0 {
-		claimed = append(claimed, Field{"forwarded", fmt.Sprintf("through %s: %s", hosts(n), some(c.Hops, 2))})
+		claimed = append(claimed, Field{"forwarded", fmt.Sprintf("through %s: %s", hosts(n), some(c.Hops))})
 	} else if c.Forwarded && len(p.Verified.Hops) == 0 { // it is proven otherwise
 		claimed = append(claimed, Field{"forwarded", "yes"})
 	}
@@ -314,12 +314,12 @@ func hosts(n int) string {
 	return fmt.Sprintf("%d hosts", n)
 }
 
-// some joins the first n of list and says how many more there are.
-func some(list []string, n int) string {
-	if len(list) <= n {
+// some joins the first two of list and says how many more there are.
+func some(list []string) string {
+	if len(list) <= 2 {
 		return strings.Join(list, ", ")
 	}
-	return fmt.Sprintf("%s and %d more", strings.Join(list[:n], ", "), len(list)-n)
+	return fmt.Sprintf("%s, %s and %d more", list[0], list[1], len(list)-2)
 }
 
 // shown makes text from outside fit for a screen: safe, on one line, and with

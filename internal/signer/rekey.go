@@ -72,7 +72,7 @@ func (h *Home) ChangePassphrase(old, passphrase []byte) error {
 	defer os.RemoveAll(dir) // gone by its other name when all went well
 	put := func(name, comment string, f *keyfile.File) error {
 		text, err := f.Reprotect(old, comment, passphrase)
-		if errors.Is(err, keyfile.ErrPassphrase) {
+		if errors.Is(err, ErrPassphrase) {
 			return &ForeignKeyError{comment, h.keyPath(comment), f.InTPM()}
 		}
 		if err != nil {

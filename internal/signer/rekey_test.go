@@ -311,7 +311,7 @@ func TestChangePassphrase(t *testing.T) {
 			t.Errorf("%s is not encrypted", k.Label)
 		}
 	}
-	k, err := openKey(keys[2].file, []byte("new")) // the plain one's
+	k, err := keys[2].file.Open([]byte("new")) // the plain one's
 	if err != nil || keys[2].Label != "plain" || k.PublicKey() == nil {
 		t.Errorf("%s: %v", keys[2].Label, err)
 	}

@@ -136,7 +136,7 @@ type server struct {
 	prompts  *prompts
 	guard    *guard
 	hint     func(error) string                                // never nil
-	openKey  func(*keyfile.File, []byte) (*keyfile.Key, error) // openKey but in tests
+	openKey  func(*keyfile.File, []byte) (*keyfile.Key, error) // File.Open but in tests
 	seen     seenIDs
 	conns    sync.WaitGroup // goroutines of connections
 
@@ -320,7 +320,7 @@ func newServer(home *Home, o Options) (*server, error) {
 	}
 	clear(o.Passphrase)
 	s.prompts = newPrompts(s.counted)
-	s.openKey = openKey
+	s.openKey = (*keyfile.File).Open
 	if s.hint = o.Hint; s.hint == nil {
 		s.hint = func(error) string { return "" }
 	}

@@ -252,7 +252,7 @@ func TestTPMAndFiles(t *testing.T) {
 				files = append(files, k.file)
 			}
 			for _, f := range files {
-				if k, err := openKey(f, now); err != nil {
+				if k, err := f.Open(now); err != nil {
 					t.Errorf("after %v: %v", want, err)
 				} else {
 					k.Wipe()
