@@ -8,7 +8,6 @@ import (
 	"cmp"
 	"context"
 	"crypto/rand"
-	"errors"
 	"fmt"
 	"maps"
 	"net"
@@ -27,6 +26,7 @@ import (
 	"vmux.app/toolkit/internal/agent"
 	"vmux.app/toolkit/internal/cli"
 	"vmux.app/toolkit/internal/doctor"
+	"vmux.app/toolkit/internal/netnstest"
 	"vmux.app/toolkit/internal/store"
 	"vmux.app/toolkit/internal/transport/dnssd"
 )
@@ -73,16 +73,8 @@ func again() int {
 		return 1
 	}
 	c := exec.Command(filepath.Join(dir, "vmux-doctor.test"), os.Args[1:]...)
-	c.Stdin, c.Stdout, c.Stderr = os.Stdin, os.Stdout, os.Stderr
 	c.Env = append(os.Environ(), binEnv+"="+dir)
-	if err := c.Run(); err != nil {
-		if exit, ok := errors.AsType[*exec.ExitError](err); ok && exit.ExitCode() > 0 {
-			return exit.ExitCode()
-		}
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	return 0
+	return netnstest.Alone(c)
 }
 
 // patience bounds every wait for something that should happen soon.

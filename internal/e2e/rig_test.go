@@ -21,6 +21,8 @@ import (
 	"time"
 
 	"github.com/go-json-experiment/json"
+
+	"vmux.app/toolkit/internal/netnstest"
 )
 
 // binDirEnv hands the built commands to a test binary that is started again in
@@ -28,32 +30,47 @@ import (
 const binDirEnv = "VMUX_E2E_BIN"
 
 // binDir has the commands, built as the tests are.
-var binDir string
+var binDir = os.Getenv(binDirEnv)
 
 func TestMain(m *testing.M) {
-	os.Exit(func() int {
-		if binDir = os.Getenv(binDirEnv); binDir == "" {
-			dir, err := os.MkdirTemp("", "vmux-bin")
-			if err != nil {
-				fmt.Fprintln(os.Stderr, err)
-				return 1
-			}
-			defer os.RemoveAll(dir)
-			if err := os.Chmod(dir, 0o755); err != nil { // other users run them too
-				fmt.Fprintln(os.Stderr, err)
-				return 1
-			}
-			build := exec.Command("go", "build", raceFlag, quickFlag, "-o", dir+"/", "../../cmd/...")
-			build.Stdout, build.Stderr = os.Stderr, os.Stderr
-			if err := build.Run(); err != nil {
-				fmt.Fprintln(os.Stderr, "the commands do not build:", err)
-				return 1
-			}
-			os.Setenv(binDirEnv, dir)
-			binDir = dir
+	if os.Getenv(aloneEnv) != "" {
+		os.Exit(m.Run())
+	}
+	os.Exit(again())
+}
+
+// aloneEnv says that the tests are where no packet gets out.
+const aloneEnv = "VMUX_E2E_ALONE"
+
+// again builds the commands, for which the network may be needed, unless binDirEnv says where they are, and runs the tests.
+func again() int {
+	if binDir == "" {
+		dir, err := os.MkdirTemp("", "vmux-bin")
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
 		}
-		return m.Run()
-	}())
+		defer os.RemoveAll(dir)
+		if err := os.Chmod(dir, 0o755); err != nil { // other users run them too
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+		build := exec.Command("go", "build", raceFlag, quickFlag, "-o", dir+"/", "../../cmd/...")
+		build.Stdout, build.Stderr = os.Stderr, os.Stderr
+		if err := build.Run(); err != nil {
+			fmt.Fprintln(os.Stderr, "the commands do not build:", err)
+			return 1
+		}
+		binDir = dir
+	}
+	self, err := os.Executable()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	cmd := exec.Command(self, os.Args[1:]...)
+	cmd.Env = append(os.Environ(), binDirEnv+"="+binDir, aloneEnv+"=yes")
+	return netnstest.Alone(cmd)
 }
 
 func bin(t testing.TB, name string) string {

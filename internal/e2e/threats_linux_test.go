@@ -120,6 +120,10 @@ func TestThreat_T01_MemoryIsClosed(t *testing.T) {
 		}
 		t.Skipf("this system lets a process of the same user use %q only", open)
 	}
+	users, err := os.Stat(fmt.Sprintf("/proc/%d/maps", control.cmd.Process.Pid))
+	if err != nil {
+		t.Fatal(err)
+	}
 	for name, of := range map[string]*process{"agent": d.serving, "signer": p.serving} {
 		if open := try(of.cmd.Process.Pid); len(open) > 0 {
 			t.Errorf("the %s is open to %q", name, open)
@@ -128,9 +132,9 @@ func TestThreat_T01_MemoryIsClosed(t *testing.T) {
 		if err != nil || !noCore.Match(limits) {
 			t.Errorf("the %s may leave a core file (%v):\n%s", name, err, limits)
 		}
-		// Not dumpable: what the kernel knows of it belongs to root (proc(5)).
+		// Not dumpable: what the kernel knows of it belongs to root (proc(5)), and not to the user as with others.
 		fi, err := os.Stat(fmt.Sprintf("/proc/%d/maps", of.cmd.Process.Pid))
-		if err != nil || fi.Sys().(*syscall.Stat_t).Uid != 0 {
+		if err != nil || fi.Sys().(*syscall.Stat_t).Uid == users.Sys().(*syscall.Stat_t).Uid {
 			t.Errorf("the %s is dumpable (%v)", name, err)
 		}
 	}

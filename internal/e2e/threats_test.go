@@ -15,6 +15,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"maps"
 	"net"
@@ -471,7 +472,10 @@ func TestThreat_T10_UmaskOfAgent(t *testing.T) {
 		t.Run(umask, func(t *testing.T) {
 			t.Parallel()
 			d := newHost(t)
-			d.ok("vmux-pair", "--list") // the umask is about the socket, not about the directories above the state
+			d.ok("vmux-pair", "--list") // the umask is about the socket, not about the directories above it and the state
+			if err := os.MkdirAll(d.path(".config", "vmux"), 0o700); err != nil {
+				t.Fatal(err)
+			}
 			first := make(chan os.FileMode, 1)
 			ctx, cancel := context.WithCancel(t.Context())
 			defer cancel()
@@ -491,6 +495,18 @@ func TestThreat_T10_UmaskOfAgent(t *testing.T) {
 			}
 			if fi, err := os.Lstat(d.socket()); err != nil || fi.Mode() != os.ModeSocket|0o600 {
 				t.Errorf("socket: %v, %v", fi.Mode(), err)
+			}
+			err := filepath.WalkDir(d.home, func(path string, e fs.DirEntry, err error) error {
+				if err != nil || !e.Type().IsRegular() {
+					return err
+				}
+				if fi, err := e.Info(); err != nil || fi.Mode() != 0o600 {
+					t.Errorf("%s: %v, %v", path, fi.Mode(), err)
+				}
+				return nil
+			})
+			if err != nil {
+				t.Error(err)
 			}
 			if r := d.run("ssh-add", "-l"); r.exit != 1 {
 				t.Errorf("ssh-add -l: %v", r)

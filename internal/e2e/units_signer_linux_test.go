@@ -124,10 +124,15 @@ func TestPassphraseCredential(t *testing.T) {
 	}
 	p.setenv("CREDENTIALS_DIRECTORY", p.path("credentials"))
 	add("empty", 2, "no passphrase was given")
-	p.put("credentials/vmux-signer.passphrase", "correct horse", 0o440) // as systemd has it: no end of line, a group
+	credential := func(name, passphrase string) {
+		t.Helper()
+		p.put(name+"/vmux-signer.passphrase", passphrase, 0o440) // as systemd has it: no end of line, a group
+		p.chmod(name, 0o500)
+		p.setenv("CREDENTIALS_DIRECTORY", p.path(name))
+	}
+	credential("one", "correct horse")
 	add("right", 0, "")
-	p.chmod("credentials/vmux-signer.passphrase", 0o640)
-	p.put("credentials/vmux-signer.passphrase", "wrong", 0o440)
+	credential("another", "wrong")
 	add("wrong", 1, "wrong passphrase")
 	keys, err := filepath.Glob(filepath.Join(p.homeDir(), "keys/*"))
 	if err != nil || len(keys) != 2 {

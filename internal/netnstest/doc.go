@@ -2,7 +2,7 @@
 
 // Package netnstest runs tests in network namespaces of their own: two hosts
 // with a cable between them, IPv4 and IPv6, multicast included, from which no
-// packet gets out. It exists on Linux only, so tests that use it are in files
+// packet gets out. All but Alone exists on Linux only, so tests that use it are in files
 // named *_linux_test.go.
 //
 //	func TestOverTheWire(t *testing.T) {
@@ -27,4 +27,7 @@
 //
 // Where namespaces or the ip command are not to be had, the test is skipped and
 // says why; with CI=true in the environment it fails instead.
+//
+// A package whose tests start commands that look for phones, or offer one, runs all of them by Alone, from its TestMain,
+// so that nobody outside hears or answers them.
 package netnstest

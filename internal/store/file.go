@@ -282,6 +282,7 @@ func TryLock(path string) (unlock func(), err error) {
 	if err != nil {
 		return nil, &UnwritableError{path, err}
 	}
+	_ = f.Chmod(0o600) // as in writeNew
 	for {
 		if err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); !errors.Is(err, unix.EINTR) {
 			break
@@ -331,7 +332,10 @@ func writeNew(path, pattern string, b []byte) error {
 		return err
 	}
 	defer os.Remove(f.Name())
-	_, err = f.Write(b)
+	err = f.Chmod(0o600) // also with a umask that takes rights from the owner
+	if err == nil {
+		_, err = f.Write(b)
+	}
 	if err == nil {
 		err = f.Sync()
 	}
