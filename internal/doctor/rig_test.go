@@ -64,7 +64,7 @@ func again() int {
 		}
 	}
 	if err == nil {
-		build := exec.Command("go", "build", raceFlag, quickFlag, "-o", dir+"/", "../../cmd/...")
+		build := exec.Command("go", "build", "-buildvcs=false", raceFlag, quickFlag, "-o", dir+"/", "../../cmd/...")
 		build.Stdout, build.Stderr = os.Stderr, os.Stderr
 		err = build.Run()
 	}

@@ -16,7 +16,7 @@ import (
 func TestDemo(t *testing.T) {
 	t.Parallel()
 	demo := filepath.Join(t.TempDir(), "demo")
-	if out, err := exec.Command("go", "build", raceFlag, "-o", demo, "./demo").CombinedOutput(); err != nil {
+	if out, err := exec.Command("go", "build", "-buildvcs=false", raceFlag, "-o", demo, "./demo").CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
 	need(t, "sshd")

@@ -55,7 +55,7 @@ func again() int {
 			fmt.Fprintln(os.Stderr, err)
 			return 1
 		}
-		build := exec.Command("go", "build", raceFlag, quickFlag, "-o", dir+"/", "../../cmd/...")
+		build := exec.Command("go", "build", "-buildvcs=false", raceFlag, quickFlag, "-o", dir+"/", "../../cmd/...")
 		build.Stdout, build.Stderr = os.Stderr, os.Stderr
 		if err := build.Run(); err != nil {
 			fmt.Fprintln(os.Stderr, "the commands do not build:", err)
