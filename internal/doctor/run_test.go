@@ -11,6 +11,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"vmux.app/toolkit/internal/process"
 )
 
 func check(id string, run func(ctx context.Context, e *Env) Finding, needs ...string) Check {
@@ -211,5 +213,21 @@ func TestLevels(t *testing.T) {
 	}
 	if w := Worst([]Result{{Finding: Finding{Level: Warning}}, {}}); w != Warning {
 		t.Errorf("warning: %v", w)
+	}
+}
+
+// The program of an ssh-agent is not to be seen for an ordinary user, whose socket it serves.
+func TestProgram(t *testing.T) {
+	t.Parallel()
+	for want, p := range map[string]process.Process{
+		"ssh-agent":       {Name: "ssh-agent"},
+		"ssh-pageant":     {Name: "agent", Executable: "/usr/bin/ssh-pageant"},
+		"vmux (deleted)":  {Name: "vmux", Executable: "/tmp/vmux (deleted)"},
+		"gnome-keyring-d": {Name: "gnome-keyring-d"},
+		"":                {},
+	} {
+		if got := program(p); got != want {
+			t.Errorf("%+v: %q", p, got)
+		}
 	}
 }

@@ -61,12 +61,21 @@ func (e *Env) status(ctx context.Context) (statusFact, error) {
 		err = e.Ask(ctx, control.Status, nil, &s.StatusResult)
 		if err != nil {
 			s.server, _ = unixsock.Server(e.Config.Socket)
-			if path, err := process.Executable(s.server); err == nil {
-				s.name = filepath.Base(path)
+			if chain, err := process.Chain(s.server); err == nil {
+				s.name = program(chain[0])
 			}
 		}
 		return s, err
 	})
+}
+
+// program names what a process runs, by its file, or by the name that it has given itself when the file may not be seen: as ssh-agent
+// is set-group-ID on Debian, that takes root.
+func program(p process.Process) string {
+	if p.Executable == "" {
+		return p.Name
+	}
+	return filepath.Base(p.Executable)
 }
 
 func checkAgent(ctx context.Context, e *Env) Finding {
