@@ -48,9 +48,11 @@ type Manager struct {
 
 	current atomic.Pointer[snapshot]
 
-	mu      sync.Mutex // held for changes, never while somebody is asked or something is signed
-	pending int        // requests on their way
-	erase   int        // collections still to be run, see sweep
+	mu      sync.Mutex        // held for changes, never while somebody is asked or something is signed
+	pending int               // requests on their way
+	asked   uint64            // requests there were
+	dropped map[string]uint64 // by CA, while requests are on their way: asked when it was dropped
+	erase   int               // collections still to be run, see sweep
 	closed  bool
 
 	wake chan struct{} // a certificate was added or has ended
@@ -99,13 +101,14 @@ func (m *Manager) Close() {
 
 // Request makes a key, asks the Authority for a certificate of it, checks what comes and keeps it. It takes the place of one
 // that was asked for in the same way, if there is one. It waits for the Authority, whose errors it passes on; its own are
-// *SpecError, ErrTooMany, ErrClosed, *MismatchError (joined).
+// *SpecError, ErrTooMany, ErrClosed, ErrDropped, *MismatchError (joined).
 func (m *Manager) Request(ctx context.Context, s Spec) (Info, error) {
 	s, err := m.limits.check(s)
 	if err != nil {
 		return Info{}, err
 	}
-	if err := m.reserve(s); err != nil {
+	number, err := m.reserve(s)
+	if err != nil {
 		return Info{}, err
 	}
 	defer m.unreserve()
@@ -116,7 +119,7 @@ func (m *Manager) Request(ctx context.Context, s Spec) (Info, error) {
 	cert, ca, blob, err := m.ask(ctx, k.public, s)
 	if err == nil {
 		c := m.newCertificate(cert, ca, len(blob), s, k)
-		if err = m.keep(c); err == nil {
+		if err = m.keep(c, number); err == nil {
 			return c.Info(), nil
 		}
 	}
@@ -160,13 +163,13 @@ func (m *Manager) ask(ctx context.Context, public ssh.PublicKey, s Spec) (cert *
 	return cert, ca, blob, nil
 }
 
-// reserve counts a request on its way, so that nobody is asked for a certificate that cannot be kept.
-func (m *Manager) reserve(s Spec) error {
+// reserve counts a request on its way, so that nobody is asked for a certificate that cannot be kept, and numbers it.
+func (m *Manager) reserve(s Spec) (number uint64, err error) {
 	m.expire()
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.closed {
-		return ErrClosed
+		return 0, ErrClosed
 	}
 	n := m.pending
 	for _, c := range m.current.Load().certs {
@@ -175,15 +178,18 @@ func (m *Manager) reserve(s Spec) error {
 		}
 	}
 	if n >= maxLive {
-		return fmt.Errorf("%w: %d is the limit", ErrTooMany, maxLive)
+		return 0, fmt.Errorf("%w: %d is the limit", ErrTooMany, maxLive)
 	}
 	m.pending++
-	return nil
+	m.asked++
+	return m.asked, nil
 }
 
 func (m *Manager) unreserve() {
 	m.mu.Lock()
-	m.pending--
+	if m.pending--; m.pending == 0 {
+		clear(m.dropped)
+	}
 	m.mu.Unlock()
 }
 
@@ -203,9 +209,9 @@ func (m *Manager) newCertificate(cert *ssh.Certificate, ca []byte, size int, s S
 	return c
 }
 
-// keep adds c to the current ones.
-func (m *Manager) keep(c *Certificate) error {
-	replaced, err := m.keepLocked(c)
+// keep adds c, which was asked for by the request of this number, to the current ones.
+func (m *Manager) keep(c *Certificate, number uint64) error {
+	replaced, err := m.keepLocked(c, number)
 	if err != nil {
 		return err
 	}
@@ -227,11 +233,14 @@ func (m *Manager) rouse() {
 }
 
 // keepLocked is keep up to the lock's release.
-func (m *Manager) keepLocked(c *Certificate) (replaced []*Certificate, err error) {
+func (m *Manager) keepLocked(c *Certificate, number uint64) (replaced []*Certificate, err error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.closed {
 		return nil, ErrClosed
+	}
+	if number <= m.dropped[string(c.ca)] { // its phone was forgotten after it had answered
+		return nil, ErrDropped
 	}
 	kept, size := []*Certificate{c}, c.size
 	for _, o := range m.current.Load().certs {
@@ -304,8 +313,17 @@ func (m *Manager) DropAll() int {
 	return m.remove(func(*Certificate) bool { return true }, ErrDropped, "all were dropped")
 }
 
-// DropCA forgets the certificates of the CA whose key, in wire form, is ca, and gives their number.
+// DropCA forgets the certificates of the CA whose key, in wire form, is ca, and gives their number. One that is on its way
+// is not kept.
 func (m *Manager) DropCA(ca []byte) int {
+	m.mu.Lock()
+	if m.pending > 0 {
+		if m.dropped == nil {
+			m.dropped = make(map[string]uint64)
+		}
+		m.dropped[string(ca)] = m.asked
+	}
+	m.mu.Unlock()
 	return m.remove(func(c *Certificate) bool { return bytes.Equal(c.ca, ca) }, ErrDropped, "its phone was forgotten")
 }
 

@@ -300,6 +300,47 @@ func TestEnough(t *testing.T) {
 	}
 }
 
+// A phone can be forgotten between its answer and the moment in which that is kept.
+func TestForgottenOnTheWay(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	var k *key
+	r.newKey = func() (_ *key, err error) {
+		k, err = newKey()
+		return k, err
+	}
+	r.authority.answer = func(blob, ca []byte) ([]byte, []byte) {
+		r.DropCA(ca)
+		return blob, ca
+	}
+	if _, err := r.Request(t.Context(), spec()); !errors.Is(err, ErrDropped) {
+		t.Errorf("got %v", err)
+	}
+	if len(r.Current()) != 0 || !wipedKey(k) {
+		t.Error("it is kept")
+	}
+	// Another one's end is not its own, nor that of who asks when it is paired again.
+	other := newSigner(t)
+	r.authority.answer = func(blob, ca []byte) ([]byte, []byte) {
+		r.DropCA(other.PublicKey().Marshal())
+		r.DropCA(ca)
+		r.authority.answer = nil
+		r.request(spec(named("again")))
+		return blob, ca
+	}
+	if _, err := r.Request(t.Context(), spec()); !errors.Is(err, ErrDropped) {
+		t.Errorf("got %v", err)
+	}
+	r.authority.answer = func(blob, ca []byte) ([]byte, []byte) {
+		r.DropCA(other.PublicKey().Marshal())
+		return blob, ca
+	}
+	r.request(spec())
+	if len(r.Current()) != 2 {
+		t.Errorf("%d are kept", len(r.Current()))
+	}
+}
+
 func TestDrop(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
