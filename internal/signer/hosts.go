@@ -41,10 +41,6 @@ const (
 	maxHostName = 255
 	// maxHostsFile bounds the file in bytes: all of the above takes 3 MB.
 	maxHostsFile = 4 << 20
-	// rememberWait is how long a signature waits until its host key is remembered,
-	// for other logins, commands that are changing the home and the disk together.
-	// Then it is given, and a key that is not being written by then not remembered.
-	rememberWait = time.Second
 )
 
 // ErrNoHost says that no host key is remembered under a name or with a
