@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: BSD-3-Clause
 
 // Package knownhosts reads ssh's known_hosts files (sshd(8), SSH_KNOWN_HOSTS FILE
-// FORMAT): the keys that a name has, and the names that a key has.
+// FORMAT): the keys that a name has, and the names that a key has. Which names a
+// hashed entry may stand for it takes from what a client's command line and ssh's
+// configuration mention.
 package knownhosts
 
 import (

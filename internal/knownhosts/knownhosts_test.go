@@ -17,7 +17,7 @@ import (
 	"golang.org/x/crypto/ssh/knownhosts"
 )
 
-func hostKey(t *testing.T) (ssh.PublicKey, string) {
+func hostKey(t testing.TB) (ssh.PublicKey, string) {
 	t.Helper()
 	pub, _, err := ed25519.GenerateKey(rand.Reader)
 	if err != nil {
