@@ -40,30 +40,6 @@ func (a Always) Approve(ctx context.Context, p *Prompt) error {
 	return nil
 }
 
-// turn lets one at a time through. It holds a token.
-type turn chan struct{}
-
-func newTurn() turn {
-	t := make(turn, 1)
-	t <- struct{}{}
-	return t
-}
-
-// take waits for the turn. Error: the cause of ctx.
-func (t turn) take(ctx context.Context) error {
-	select {
-	case <-t:
-		if ctx.Err() == nil {
-			return nil
-		}
-		t.give()
-	case <-ctx.Done():
-	}
-	return context.Cause(ctx)
-}
-
-func (t turn) give() { t <- struct{}{} } // it was taken, so there is room
-
 // Askpass asks by a program with the conventions of OpenSSH's ssh-agent: the
 // prompt is its argument, SSH_ASKPASS_PROMPT=confirm is in its environment, and
 // exit status 0 approves. For a passphrase that variable is not there, and the
@@ -83,15 +59,15 @@ func NewAskpass(getenv func(string) string) (*Askpass, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrNoAskpass, err)
 	}
-	return &Askpass{program: program, turn: newTurn()}, nil
+	return &Askpass{program: program}, nil
 }
 
 // Approve implements Approver.
 func (a *Askpass) Approve(ctx context.Context, p *Prompt) error {
 	if p.NeedsPassphrase() {
-		return a.passphrase(ctx, p.Text()+"\nPassphrase to approve:", p.MayShow, p.Unlock)
+		return a.passphrase(ctx, p.Verified.Device, p.Text()+"\nPassphrase to approve:", p.MayShow, p.Unlock)
 	}
-	if err := a.turn.take(ctx); err != nil {
+	if err := a.turn.take(ctx, p.Verified.Device); err != nil {
 		return err
 	}
 	defer a.turn.give()
@@ -103,13 +79,13 @@ func (a *Askpass) Approve(ctx context.Context, p *Prompt) error {
 
 // AskPassphrase implements PassphraseAsker.
 func (a *Askpass) AskPassphrase(ctx context.Context, why string, try func(passphrase []byte) error) error {
-	return a.passphrase(ctx, why+"\n\nPassphrase:", func() error { return nil }, try)
+	return a.passphrase(ctx, "", why+"\n\nPassphrase:", func() error { return nil }, try)
 }
 
 // passphrase asks until try takes the answer or ends it, if text may be shown when
 // its turn has come.
-func (a *Askpass) passphrase(ctx context.Context, text string, mayShow func() error, try func(passphrase []byte) error) error {
-	if err := a.turn.take(ctx); err != nil {
+func (a *Askpass) passphrase(ctx context.Context, device, text string, mayShow func() error, try func(passphrase []byte) error) error {
+	if err := a.turn.take(ctx, device); err != nil {
 		return err
 	}
 	defer a.turn.give()

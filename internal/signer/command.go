@@ -51,7 +51,7 @@ func NewCommand(line string, log *slog.Logger) (*Command, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrNoCommand, err)
 	}
-	return &Command{program: program, args: words[1:], turn: newTurn(), log: log}, nil
+	return &Command{program: program, args: words[1:], log: log}, nil
 }
 
 // Approve implements Approver.
@@ -59,7 +59,7 @@ func (c *Command) Approve(ctx context.Context, p *Prompt) error {
 	if p.NeedsPassphrase() {
 		return errCannotAsk
 	}
-	if err := c.turn.take(ctx); err != nil {
+	if err := c.turn.take(ctx, p.Verified.Device); err != nil {
 		return err
 	}
 	defer c.turn.give()

@@ -51,7 +51,7 @@ type guard struct {
 }
 
 func newGuard(a Approver, appLock bool, passphrase []byte) *guard {
-	g := &guard{approver: a, appLock: appLock, tries: newTurn(), door: newTurn()}
+	g := &guard{approver: a, appLock: appLock}
 	g.asker, _ = a.(PassphraseAsker)
 	if g.asker == nil {
 		g.held = bytes.Clone(passphrase)
@@ -268,7 +268,7 @@ func (s *server) enter(ctx context.Context) error {
 	if s.shut() == "" {
 		return nil
 	}
-	if err := g.door.take(ctx); err != nil {
+	if err := g.door.take(ctx, ""); err != nil {
 		return err
 	}
 	defer g.door.give()
@@ -313,7 +313,7 @@ func (s *server) unlock(ctx context.Context, passphrase []byte) error {
 	} else if !protected {
 		return ErrNotProtected
 	}
-	if err := s.guard.tries.take(ctx); err != nil {
+	if err := s.guard.tries.take(ctx, ""); err != nil {
 		return err
 	}
 	defer s.guard.tries.give()
@@ -361,7 +361,7 @@ func (s *server) lock() error {
 // Errors: ErrPassphrase, ErrLocked, those of open, the cause of ctx.
 func (s *server) tryPassphrase(ctx context.Context, passphrase []byte, open func() error) error {
 	defer clear(passphrase)
-	if err := s.guard.tries.take(ctx); err != nil {
+	if err := s.guard.tries.take(ctx, ""); err != nil {
 		return err
 	}
 	defer s.guard.tries.give()

@@ -3,12 +3,17 @@
 package signer
 
 import (
+	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -217,4 +222,161 @@ func requestAt(s *server, label string, sid byte) *envelope.SignRequest {
 	r := request(s, label, sid)
 	r.CreatedAt = envelope.At(s.now())
 	return r
+}
+
+// Who has had no turn for the longest time is next, and of one device who came first.
+func TestTurn(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var turn turn
+		var order []string
+		if err := turn.take(t.Context(), "a"); err != nil {
+			t.Fatal(err)
+		}
+		gone, leave := context.WithCancelCause(t.Context())
+		results := make(chan error, 1)
+		var all sync.WaitGroup
+		for i, device := range strings.Fields("a a b a c b gone") {
+			if device == "gone" {
+				all.Go(func() { results <- turn.take(gone, device) })
+			} else {
+				all.Go(func() {
+					if err := turn.take(t.Context(), device); err != nil {
+						t.Error(err)
+					}
+					order = append(order, fmt.Sprint(device, i))
+					turn.give()
+				})
+			}
+			synctest.Wait() // it is in the queue
+		}
+		leave(errExpired)
+		if err := <-results; err != errExpired {
+			t.Error(err)
+		}
+		turn.give()
+		all.Wait()
+		if want := strings.Fields("b2 c4 a0 b5 a1 a3"); !slices.Equal(order, want) {
+			t.Errorf("%q, want %q", order, want)
+		}
+		if turn.taken || len(turn.waiting) > 0 || turn.had != nil {
+			t.Errorf("left: %+v", &turn)
+		}
+		if err := turn.take(gone, "a"); err != errExpired || turn.taken {
+			t.Error(err)
+		}
+	})
+}
+
+// A turn that comes when nobody wants it any more goes to the next one.
+func TestTurnGivenOn(t *testing.T) {
+	t.Parallel()
+	for range 200 {
+		var turn turn
+		if err := turn.take(t.Context(), "a"); err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		var all sync.WaitGroup
+		for _, device := range []string{"b", "c", "b"} {
+			all.Go(func() {
+				if turn.take(ctx, device) == nil {
+					turn.give()
+				}
+			})
+		}
+		all.Go(cancel)
+		all.Go(turn.give)
+		all.Wait()
+		if turn.taken || len(turn.waiting) > 0 {
+			t.Fatalf("left: %+v", &turn)
+		}
+	}
+}
+
+// N02: what one device asks again and again does not keep another one's prompt
+// waiting, for each approver that shows one dialog at a time.
+func TestThreat_N02_OneDeviceCannotCrowdOutAnother(t *testing.T) {
+	t.Parallel()
+	from := func(device string, phrase bool) *Prompt {
+		p := testPrompt("work")
+		p.Verified.Device = device
+		if phrase {
+			p.unlock = func([]byte) error { return nil }
+		}
+		return p
+	}
+	for name, phrase := range map[string]bool{"askpass": false, "askpass, passphrase": true, "command": false} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			dir := t.TempDir()
+			shown, answer := filepath.Join(dir, "shown"), filepath.Join(dir, "answer")
+			for _, fifo := range []string{shown, answer} {
+				if err := unix.Mkfifo(fifo, 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			// The dialog says that it is shown, and waits for the answer.
+			program := script(t, `{ printf '%s\n' "$1"; test -n "$1" || cat; } >`+shown+`; read x <`+answer+`; echo "$x"`)
+			var approver Approver
+			var waits *turn
+			if name == "command" {
+				c := command(t, program)
+				approver, waits = c, &c.turn
+			} else {
+				a, err := askpass(t, program)
+				if err != nil {
+					t.Fatal(err)
+				}
+				approver, waits = a, &a.turn
+			}
+			queued := func() int {
+				waits.mu.Lock()
+				defer waits.mu.Unlock()
+				return len(waits.waiting)
+			}
+			var all sync.WaitGroup
+			ask := func(device string, n int) {
+				all.Go(func() {
+					if err := approver.Approve(t.Context(), from(device, phrase)); err != nil {
+						t.Error(err)
+					}
+				})
+				until(t, "queued", func() bool { return queued() == n })
+			}
+			next := func() string {
+				b, err := os.ReadFile(shown)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if err := os.WriteFile(answer, []byte("yes\n"), 0o600); err != nil {
+					t.Fatal(err)
+				}
+				return string(b)
+			}
+			all.Go(func() {
+				if err := approver.Approve(t.Context(), from("greedy", phrase)); err != nil {
+					t.Error(err)
+				}
+			})
+			first, err := os.ReadFile(shown) // it is shown, and what comes now waits
+			if err != nil || !strings.Contains(string(first), "greedy") {
+				t.Fatalf("%v, %q", err, first)
+			}
+			for i := range maxPrompts - 1 {
+				ask("greedy", i+1)
+			}
+			ask("honest", maxPrompts)
+			if err := os.WriteFile(answer, []byte("yes\n"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if got := next(); !strings.Contains(got, "honest") {
+				t.Errorf("next: %q", got)
+			}
+			for range maxPrompts - 1 {
+				next()
+			}
+			all.Wait()
+		})
+	}
 }
