@@ -76,11 +76,12 @@ func gitting(t *testing.T) (*host, *phone, *server, *approver) {
 	return d, p, s, owner
 }
 
-// gitEnv keeps git to this home's configuration.
+// gitEnv keeps git to this home's configuration, and has it leave its files there.
 func (h *host) gitEnv() {
 	h.setenv("GIT_CONFIG_NOSYSTEM", "1")
 	h.setenv("GIT_TERMINAL_PROMPT", "0")
 	h.setenv("XDG_CONFIG_HOME", "")
+	h.setenv("TMPDIR", h.home)
 }
 
 // succeeds waits for the end of a command, which must be a good one.
