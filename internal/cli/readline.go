@@ -20,7 +20,8 @@ const maxAnswer = 4096
 
 // readLine reads one line from the terminal or pipe f until ctx ends; the end of a pipe ends its last line. A blocked
 // read cannot be taken back and would eat the next line, so select(2) waits for the line or for a byte in a pipe that
-// the end of ctx writes. (poll(2) does not know terminals on macOS.)
+// the end of ctx writes. (poll(2) does not know terminals on macOS.) Ctrl-C drops what was typed, also between select(2)
+// and read(2); so the end of ctx does not wait for that either.
 func readLine(ctx context.Context, f *os.File) (string, error) {
 	r, w, err := os.Pipe()
 	if err != nil {
@@ -53,7 +54,18 @@ func readLine(ctx context.Context, f *os.File) (string, error) {
 			return "", context.Cause(ctx)
 		}
 		b := make([]byte, maxAnswer)
-		n, err := unix.Read(in, b)
+		var n int
+		read := make(chan error, 1) // room for the one result
+		go func() {
+			var err error
+			n, err = unix.Read(in, b)
+			read <- err
+		}()
+		select {
+		case err = <-read:
+		case <-ctx.Done():
+			return "", context.Cause(ctx)
+		}
 		switch {
 		case errors.Is(err, unix.EINTR) || errors.Is(err, unix.EAGAIN):
 			continue

@@ -44,7 +44,8 @@ const (
 // turn in a list. It takes single keys while a question is shown and leaves the
 // terminal as it found it otherwise.
 type Terminal struct {
-	fd      int
+	fd      int           // for everything but reading
+	in      int           // the same terminal, where a read never waits: keys that were there can be gone, as Ctrl-C drops them
 	guard   time.Duration // answerGuard but in tests
 	wakeR   *os.File
 	wakeW   *os.File
@@ -109,13 +110,19 @@ func OpenTerminal(path string) (*Terminal, error) {
 		unix.Close(fd)
 		return nil, fmt.Errorf("%w: %s is not one", ErrNoTerminal, path)
 	}
+	in, err := unix.Open(path, unix.O_RDONLY|unix.O_NOCTTY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+	if err != nil {
+		unix.Close(fd)
+		return nil, fmt.Errorf("%w: %s: %w", ErrNoTerminal, path, err)
+	}
 	r, w, err := os.Pipe()
 	if err != nil {
 		unix.Close(fd)
+		unix.Close(in)
 		return nil, err
 	}
-	t := &Terminal{fd: fd, guard: answerGuard, wakeR: r, wakeW: w, done: make(chan struct{}), signals: make(chan os.Signal, 1)}
-	if wake := int(r.Fd()); fd >= fdSetSize || wake >= fdSetSize {
+	t := &Terminal{fd: fd, in: in, guard: answerGuard, wakeR: r, wakeW: w, done: make(chan struct{}), signals: make(chan os.Signal, 1)}
+	if wake := int(r.Fd()); in >= fdSetSize || wake >= fdSetSize {
 		t.closeFiles()
 		return nil, fmt.Errorf("%w: too many files are open", ErrNoTerminal)
 	}
@@ -149,6 +156,7 @@ func (t *Terminal) Close() {
 
 func (t *Terminal) closeFiles() {
 	unix.Close(t.fd)
+	unix.Close(t.in)
 	t.wakeR.Close()
 	t.wakeW.Close()
 }
@@ -266,14 +274,14 @@ func (t *Terminal) run() {
 		var read unix.FdSet
 		read.Set(wake)
 		if listen {
-			read.Set(t.fd)
+			read.Set(t.in)
 		}
 		timeout := unix.NsecToTimeval(tick.Nanoseconds())
 		limit := &timeout
 		if idle {
 			limit = nil
 		}
-		_, err := unix.Select(max(wake, t.fd)+1, &read, nil, nil, limit)
+		_, err := unix.Select(max(wake, t.in)+1, &read, nil, nil, limit)
 		if err == unix.EINTR {
 			continue
 		}
@@ -287,7 +295,7 @@ func (t *Terminal) run() {
 			_, _ = t.wakeR.Read(make([]byte, 1))
 			t.woken.Store(false)
 		}
-		if listen && read.IsSet(t.fd) {
+		if listen && read.IsSet(t.in) {
 			t.take()
 		}
 	}

@@ -27,7 +27,7 @@ const (
 func (t *Terminal) take() {
 	b := make([]byte, 64)
 	defer clear(b)
-	n, err := unix.Read(t.fd, b)
+	n, err := unix.Read(t.in, b)
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	switch {

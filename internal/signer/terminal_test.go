@@ -1022,3 +1022,32 @@ func TestTerminalQuitKey(t *testing.T) {
 		}
 	}
 }
+
+// A key that select(2) has promised can be gone, as Ctrl-C drops what was typed; no read waits for another one. Here
+// the terminal's modes make one wait: with both set, select(2) is content with one byte, and read(2) goes on to MIN.
+func TestTerminalNeverWaitsInARead(t *testing.T) {
+	t.Parallel()
+	pty, term := testTerminal(t, 0)
+	answer := asked(t.Context(), term, "work")
+	pty.Expect("Approve? [y/N] ")
+	fd := int(pty.TTY.Fd())
+	modes, err := unix.IoctlGetTermios(fd, ioctlGetTermios)
+	if err != nil {
+		t.Fatal(err)
+	}
+	modes.Cc[unix.VMIN], modes.Cc[unix.VTIME] = 5, 255 // bytes, tenths of a second
+	if err := unix.IoctlSetTermios(fd, ioctlSetTermiosFlush, modes); err != nil {
+		t.Fatal(err)
+	}
+	pty.Type("y")
+	pty.Expect("y")
+	pty.Type("\n")
+	select {
+	case err := <-answer:
+		if err != nil {
+			t.Error(err)
+		}
+	case <-time.After(10 * time.Second):
+		t.Error("no answer")
+	}
+}
