@@ -487,14 +487,15 @@ func (s *server) fingerprint() string {
 	return strings.Fields(string(out))[1]
 }
 
-// args is the command line of an ssh to this server.
+// args is the command line of an ssh to this server. ssh sends its proxy command SIGHUP when it ends, which would
+// keep sshd from logging what it has refused.
 func (s *server) args(args ...string) []string {
 	me, err := user.Current()
 	if err != nil {
 		s.t.Fatal(err)
 	}
 	return append([]string{"-F", "none",
-		"-o", fmt.Sprintf("ProxyCommand=%s -i -f %s -E %s", need(s.t, "sshd"), s.file("sshd_config"), s.file("log")),
+		"-o", fmt.Sprintf("ProxyCommand=/bin/sh -c \"trap '' HUP; exec %s -i -f %s -E %s\"", need(s.t, "sshd"), s.file("sshd_config"), s.file("log")),
 		"-o", "HostKeyAlias=" + s.alias, "-o", "UserKnownHostsFile=" + s.file("known_hosts"), "-o", "GlobalKnownHostsFile=none",
 		"-o", "StrictHostKeyChecking=yes", "-o", "BatchMode=yes", "-o", "ControlPath=none", "-o", "IdentityFile=none",
 		me.Username + "@rig"}, args...)
