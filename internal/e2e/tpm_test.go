@@ -82,7 +82,7 @@ func TestThreat_T06_KeysInTPM(t *testing.T) {
 
 	// Gone while it serves: the device hears what, and not where.
 	m.Stop()
-	s.refuses(d, identity, "Postponed publickey")
+	s.refuses(d, identity, "Accepted key ") // and nothing came to prove it
 	r := d.run("vmux-cert")
 	if r.exit != 1 || !strings.Contains(r.stderr, "no usable TPM; the signer's log says more") || strings.Contains(r.stderr, m.Path()) || strings.Contains(r.stderr, p.home) {
 		t.Errorf("vmux-cert without the TPM: %v", r)
